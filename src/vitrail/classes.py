@@ -85,5 +85,7 @@ class ClassMap:
         """Read what :meth:`to_json` wrote; a hash that does not fit its own names is an error."""
         found = cls(tuple(data["names"]), tuple(data["ids"]))
         if "hash" in data and data["hash"] != found.hash:
-            raise DataError(f"classes.json was changed by hand: its hash says {data['hash']}, its names give {found.hash}")
+            raise DataError(
+                f"classes.json was changed by hand: its hash says {data['hash']}, its names give {found.hash}"
+            )
         return found

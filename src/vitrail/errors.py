@@ -50,9 +50,7 @@ def require_known(keys: Iterable[str], known: Iterable[str], what: str) -> None:
     known = list(known)
     for key in keys:
         if key not in known:
-            raise UsageError(
-                f"unknown {what} {key!r}.{did_you_mean(key, known)} Known: {', '.join(sorted(known))}."
-            )
+            raise UsageError(f"unknown {what} {key!r}.{did_you_mean(key, known)} Known: {', '.join(sorted(known))}.")
 
 
 def require_extra(module: str, extra: str, why: str) -> None:

@@ -1,0 +1,112 @@
+"""Initial weights, by the name of where they come from.
+
+``jax``: the original ViT code: Xavier-uniform matrices, biases of the feed-forward network N(0, 1e-6), a LeCun-normal
+patch projection, positions N(0, 0.02), class token and head zero (Dosovitskiy et al. 2021, arXiv 2010.11929).
+``trunc_normal``: DeiT's and timm's: matrices and tables from a normal of 0.02, truncated at two units; biases zero
+(Touvron et al. 2021, arXiv 2012.12877).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .feedforward import FeedForward
+
+
+def initialise(model: nn.Module, scheme: str) -> None:
+    """Set all weights of ``model`` in place by the named scheme; ValueError lists the names.
+
+    Parameters that belong to the model itself and not to a layer (class token, positions, queries) are recognised by
+    their last name.
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"expected an initialiser of {', '.join(sorted(SCHEMES))}, got {scheme!r}")
+    SCHEMES[scheme](model)
+
+
+def trunc_normal_(tensor: Tensor, std: float = 0.02) -> Tensor:
+    """Fill from N(0, std) truncated at two units of 1.0, as the public code does (so hardly truncated at all)."""
+    return nn.init.trunc_normal_(tensor, std=std, a=-2.0, b=2.0)
+
+
+def lecun_normal_(weight: Tensor) -> Tensor:
+    """Fill (out, in, ...) with a normal truncated at two sigmas whose variance is 1 / fan-in."""
+    fan_in = weight[0].numel()
+    std = math.sqrt(1.0 / fan_in) / 0.87962566103423978  # the spread that truncation at two sigmas takes away
+    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def _free_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters that no layer of torch's own holds, by their last name."""
+    found: dict[str, list[nn.Parameter]] = {}
+    for module in model.modules():
+        if type(module).__module__.startswith("torch.nn"):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            found.setdefault(name, []).append(parameter)
+    return found
+
+
+def _fill_free(model: nn.Module, fills: dict[str, Callable[[Tensor], object]]) -> None:
+    for name, parameters in _free_parameters(model).items():
+        for parameter in parameters:
+            if name in fills:
+                fills[name](parameter)
+
+
+@torch.no_grad()
+def _jax(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            if name.startswith("head"):
+                nn.init.zeros_(module.weight)
+            else:
+                nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            lecun_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in model.modules():
+        if isinstance(module, FeedForward):
+            nn.init.normal_(module.fc1.bias, std=1e-6)
+            nn.init.normal_(module.fc2.bias, std=1e-6)
+    _split_qkv_xavier(model)
+    _fill_free(
+        model,
+        {
+            "cls_token": nn.init.zeros_,
+            "dist_token": nn.init.zeros_,
+            "pos_embed": lambda t: nn.init.normal_(t, std=0.02),
+            "latent": nn.init.xavier_uniform_,
+        },
+    )
+
+
+def _split_qkv_xavier(model: nn.Module) -> None:
+    """Give q, k and v the spread they have as three square matrices; one (3C, C) matrix would get less."""
+    from .attention import Attention
+
+    for module in model.modules():
+        if isinstance(module, Attention):
+            for part in module.qkv.weight.chunk(3):
+                nn.init.xavier_uniform_(part)
+
+
+@torch.no_grad()
+def _trunc_normal(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            trunc_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    small = dict.fromkeys(("pos_embed", "dist_token", "cls_token", "latent"), trunc_normal_)
+    _fill_free(model, dict(small))
+
+
+SCHEMES: dict[str, Callable[[nn.Module], None]] = {"jax": _jax, "trunc_normal": _trunc_normal}

@@ -1,0 +1,24 @@
+"""Normalisation over channels.
+
+Token models use :class:`torch.nn.LayerNorm` as it is; feature maps need the same over their second dimension.
+
+B batch, C channels, (h, w) grid.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of a map (B, C, h, w), at each position by itself.
+
+    Source: Ba et al. 2016, arXiv 1607.06450, applied per position as in Liu et al. 2022, arXiv 2201.03545.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__(channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

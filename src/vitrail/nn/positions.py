@@ -1,0 +1,84 @@
+"""Positions: learned tables with resizing, and fixed sine-cosine tables in one and two dimensions.
+
+Sources: Vaswani et al. 2017, arXiv 1706.03762, section 3.5 (1d); Dosovitskiy et al. 2021, arXiv 2010.11929,
+section 3.2 (resizing); He et al. 2022, arXiv 2111.06377 (2d table).
+
+P = h · w positions of a grid (h, w), C width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Grid = tuple[int, int]
+PositionResize = Literal["bicubic_antialias", "bicubic", "bilinear", "bilinear_aligned"]
+
+
+def resize_positions(table: Tensor, old: Grid, new: Grid, mode: PositionResize = "bicubic_antialias") -> Tensor:
+    """Resize a position table (1, P, C) from grid ``old`` to grid ``new``; rows are in raster order.
+
+    Published models were resized in different ways, which differ visibly on real tables:
+    ``bicubic_antialias`` (timm), ``bicubic`` (transformers, DeiT, MAE), ``bilinear`` (timm's reader of ``.npz``),
+    ``bilinear_aligned`` (the original JAX code: ``scipy.ndimage.zoom`` of order 1, corners aligned).
+
+    Returns (1, P', C) in the table's dtype. Raises ValueError if the table does not hold ``old``.
+    """
+    if table.shape[1] != old[0] * old[1]:
+        raise ValueError(f"expected {old[0]}x{old[1]} = {old[0] * old[1]} positions, got {table.shape[1]}")
+    if old == new:
+        return table
+    grid = table.float().reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2)
+    interpolation, _, variant = mode.partition("_")
+    grid = F.interpolate(
+        grid,
+        size=new,
+        mode=interpolation,
+        align_corners=variant == "aligned",
+        antialias=variant == "antialias",
+    )
+    return grid.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(table.dtype)
+
+
+def sincos_1d(length: int, dim: int, *, interleaved: bool = True, temperature: float = 10000.0) -> Tensor:
+    """Return the sine-cosine table (length, dim) of 'Attention is all you need'.
+
+    ``interleaved``: sine and cosine of one frequency side by side, as in the paper; otherwise all sines, then all
+    cosines (fairseq, Marian). Raises ValueError if ``dim`` is odd.
+    """
+    angles = _angles(torch.arange(length, dtype=torch.float64), dim, temperature)
+    pair = (angles.sin(), angles.cos())
+    table = torch.stack(pair, -1).flatten(1) if interleaved else torch.cat(pair, -1)
+    return table.float()
+
+
+def sincos_2d(grid: Grid, dim: int, *, base: Grid | None = None, temperature: float = 10000.0) -> Tensor:
+    """Return the fixed table (1, h·w, dim): [sin x | cos x | sin y | cos y], x counting columns.
+
+    With ``base``, the coordinates of ``grid`` are stretched over those of ``base``: the exact counterpart of resizing
+    a learned table. Raises ValueError unless ``dim`` is a multiple of four.
+    """
+    if dim % 4:
+        raise ValueError(f"expected a width that is a multiple of 4 for a 2d sine-cosine table, got {dim}")
+    y, x = (_centres(n, b) for n, b in zip(grid, base or grid, strict=True))
+    halves = []
+    for steps in (x[None, :].expand(grid), y[:, None].expand(grid)):
+        angles = _angles(steps.flatten(), dim // 2, temperature)
+        halves += [angles.sin(), angles.cos()]
+    return torch.cat(halves, -1).float()[None]
+
+
+def _centres(count: int, base: int) -> Tensor:
+    """Return ``count`` cell centres spread over the cells 0 .. base - 1."""
+    return (torch.arange(count, dtype=torch.float64) + 0.5) * (base / count) - 0.5
+
+
+def _angles(steps: Tensor, dim: int, temperature: float) -> Tensor:
+    """Return (len(steps), dim / 2): each step times ``temperature ** (-2 i / dim)``."""
+    if dim % 2:
+        raise ValueError(f"expected an even width for a sine-cosine table, got {dim}")
+    frequencies = temperature ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    return steps[:, None] * frequencies
