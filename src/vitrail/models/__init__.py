@@ -1,0 +1,142 @@
+"""Architectures: one file each, found by their names; ``create_model`` and ``list_models`` are the doors.
+
+A file here holds a frozen config, a module that takes it, ``MODELS`` (config type -> module) and ``VARIANTS`` (name ->
+config). Names that begin with ``test_`` are sizes for tests and stay out of listings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import UsageError, WeightsError, did_you_mean, require_known
+
+HUB_PREFIX = "hf-hub:"
+
+
+@cache
+def _families() -> dict[str, Any]:
+    """Return file name -> module of every architecture file."""
+    return {m.name: importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)}
+
+
+@cache
+def variants() -> dict[str, Any]:
+    """Return model name -> config, over all files; the test sizes too."""
+    found: dict[str, Any] = {}
+    for family, module in _families().items():
+        twice = found.keys() & module.VARIANTS.keys()
+        if twice:
+            raise RuntimeError(f"models/{family}.py defines names that exist already: {sorted(twice)}")
+        found |= module.VARIANTS
+    return found
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the model names that match a wildcard pattern (``"vit_*"``), sorted; sizes for tests left out."""
+    return sorted(n for n in variants() if fnmatch.fnmatchcase(n, pattern) and not n.startswith("test_"))
+
+
+def config_of(name: str) -> Any:
+    """Return the config of a model name; :class:`WeightsError` suggests the nearest one.
+
+    A tag after a dot, which names the origin of weights (``vit_base_patch16_224.augreg_in21k``), is left aside.
+    """
+    base = name.partition(".")[0]
+    if base not in variants():
+        hint = did_you_mean(base, list_models())
+        raise WeightsError(f"unknown model {name!r}.{hint} `vitrail models` lists all names.")
+    return variants()[base]
+
+
+def build(config: Any) -> nn.Module:
+    """Return the module of a config, in train mode, with fresh weights."""
+    for module in _families().values():
+        if type(config) in module.MODELS:
+            model: nn.Module = module.MODELS[type(config)](config)
+            return model
+    raise WeightsError(f"expected the config of a model, got a {type(config).__name__}")
+
+
+def create_model(name: str, pretrained: str | Path | bool | None = None, **overrides: Any) -> nn.Module:
+    """Return the model ``name`` in train mode, float32.
+
+    Args:
+        name: a name of :func:`list_models`, or ``hf-hub:org/name`` for the architecture and weights found there.
+        pretrained: a path, a folder, ``hf-hub:org/name``, or True for the origin that the model's card names.
+        overrides: fields of the model's config, such as ``num_classes``, ``in_chans``, ``img_size`` (int or (H, W)),
+            ``drop_path_rate``, ``global_pool``. With ``pretrained``, another ``num_classes`` than the weights'
+            starts a new head.
+
+    Raises:
+        UsageError: an unknown keyword, with the nearest name.
+        WeightsError: an unknown model, or weights that do not fit.
+    """
+    if name.startswith(HUB_PREFIX):
+        loader = importlib.import_module("vitrail.weights")
+        model: nn.Module = loader.load_model(name, **overrides)[0]
+        return model
+    model = build(configure(config_of(name), overrides))
+    if pretrained:
+        loader = importlib.import_module("vitrail.weights")
+        loader.load_pretrained(model, name, pretrained, new_head="num_classes" in overrides)
+    return model
+
+
+def configure(config: Any, overrides: Mapping[str, Any]) -> Any:
+    """Return ``config`` with the fields in ``overrides`` replaced; an int ``img_size`` becomes a square."""
+    fields = [f.name for f in dataclasses.fields(config)]
+    require_known(overrides, fields, "model keyword")
+    changes = dict(overrides)
+    if "img_size" in changes:
+        changes["img_size"] = as_size(changes["img_size"])
+    if isinstance(changes.get("numerics"), Mapping):
+        known = [f.name for f in dataclasses.fields(config.numerics)]
+        require_known(changes["numerics"], known, "numerics keyword")
+        changes["numerics"] = dataclasses.replace(config.numerics, **changes["numerics"])
+    try:
+        return dataclasses.replace(config, **changes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def as_size(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    """Return (H, W) of an int or a pair; :class:`UsageError` for anything else."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+        raise UsageError(f"expected an image size as a positive int or (height, width), got {size!r}")
+    return pair[0], pair[1]
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """Return a config as plain JSON data, with the name of its type under ``"type"``."""
+    return {"type": type(config).__name__, **dataclasses.asdict(config)}
+
+
+def config_from_dict(data: Mapping[str, Any]) -> Any:
+    """Return the config that :func:`config_to_dict` wrote."""
+    types = {type(config).__name__: config for config in variants().values()}
+    if data.get("type") not in types:
+        raise WeightsError(f"expected a config type of {', '.join(sorted(types))}, got {data.get('type')!r}")
+    return configure(types[data["type"]], {k: v for k, v in data.items() if k != "type"})
+
+
+__all__ = [
+    "as_size",
+    "build",
+    "config_from_dict",
+    "config_of",
+    "config_to_dict",
+    "configure",
+    "create_model",
+    "list_models",
+    "variants",
+]
