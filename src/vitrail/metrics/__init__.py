@@ -1,0 +1,1 @@
+"""Pure functions and streaming accumulators; nothing here knows of models, files or users."""

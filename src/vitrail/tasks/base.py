@@ -1,0 +1,57 @@
+"""What the one training loop knows of a task.  B batch, K classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from vitrail.errors import require_known
+
+Losses = dict[str, Tensor]
+"""Named scalar losses (means over the real samples); their weighted total is under ``"loss"``."""
+
+TASKS = ("classify",)
+
+
+class Metrics(Protocol):
+    """A fresh accumulator: feed it results and batches, then ask for the numbers."""
+
+    def update(self, result: Any, batch: Any) -> None:
+        """Add what :meth:`Task.predict` returned for ``batch``."""
+
+    def compute(self) -> dict[str, float]:
+        """Return the numbers of everything seen."""
+
+    def describe(self, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return what a report draws beyond the numbers (tables, matrices), ready for JSON."""
+
+
+class Task(Protocol):
+    """Loss, metrics and postprocess of one job."""
+
+    name: str
+    monitor: str
+    """The metric that says which weights are best; larger is better. Ties go to the lower ``loss``."""
+
+    def step(self, model: nn.Module, batch: Any) -> Losses:
+        """Return the losses of a batch."""
+
+    def predict(self, model: nn.Module, batch: Any) -> Any:
+        """Return the typed result of a batch, in the user's units."""
+
+    def metrics(self) -> Metrics:
+        """Return a fresh accumulator."""
+
+
+def create_task(name: str, *, num_classes: int, options: Mapping[str, Any] | None = None) -> Task:
+    """Build a task by name; ``options`` are its own keywords, an unknown one is an error with a suggestion."""
+    import inspect
+
+    from .classify import Classify
+
+    require_known([name], TASKS, "task")
+    options = dict(options or {})
+    require_known(options, set(inspect.signature(Classify).parameters) - {"num_classes"}, f"option of task {name}")
+    return Classify(num_classes, **options)

@@ -1,0 +1,120 @@
+"""Image classification: one label an image.
+
+Soft targets and label smoothing: Szegedy et al. 2016, arXiv 1512.00567, section 7. Two heads (class and distillation
+token): Touvron et al. 2021, arXiv 2012.12877, section 4, trained here without a teacher.
+B batch, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitrail.metrics.classification import ClassificationMetrics
+
+from .base import Losses
+
+
+class LabelledImages(Protocol):
+    """The part of a data batch this task reads (``vitrail.data.loader.Batch`` has it)."""
+
+    @property
+    def images(self) -> Tensor:
+        """(B, 3, H, W) normalised."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(B,) int64."""
+
+    @property
+    def targets(self) -> Tensor | None:
+        """(B, K) soft targets of mixed images, or None."""
+
+    @property
+    def keep(self) -> Tensor:
+        """(B,) bool, False where the image could not be read."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Class probabilities of a batch: ``scores`` (B, K) float32, rows sum to 1."""
+
+    scores: Tensor
+
+    def top(self, k: int = 5) -> tuple[Tensor, Tensor]:
+        """Return the ``k`` best scores and their class indices, both (B, min(k, K)), best first."""
+        best, index = self.scores.topk(min(k, self.scores.shape[1]), dim=1)
+        return best, index
+
+
+class Classify:
+    """Cross entropy over one label an image, with soft targets and smoothing."""
+
+    name = "classify"
+    monitor = "top1"
+
+    def __init__(self, num_classes: int, *, label_smoothing: float = 0.0) -> None:
+        """``label_smoothing`` in [0, 1): the share of each target spread evenly over all K classes."""
+        if num_classes < 1:
+            raise ValueError(f"expected num_classes >= 1, got {num_classes}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"expected label_smoothing in [0, 1), got {label_smoothing}")
+        self.num_classes, self.label_smoothing = num_classes, label_smoothing
+
+    def step(self, model: nn.Module, batch: LabelledImages) -> Losses:
+        """Return the mean cross entropy over the kept images; both heads of a distilled model are named."""
+        out = model(batch.images)
+        if isinstance(out, tuple):
+            heads = {name: self._loss(o, batch) for name, o in zip(("cls", "dist"), out, strict=True)}
+            return {"loss": (heads["cls"] + heads["dist"]) / 2, **heads}
+        return {"loss": self._loss(out, batch)}
+
+    def _loss(self, logits: Tensor, batch: LabelledImages) -> Tensor:
+        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
+            raise ValueError(f"expected logits (B, {self.num_classes}), got {tuple(logits.shape)}")
+        target = batch.labels if batch.targets is None else batch.targets.float()
+        each = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing, reduction="none")
+        # what stands in the place of an image that could not be read must reach neither the mean nor the gradient
+        kept = batch.keep.to(each.device)
+        return torch.where(kept, each, 0.0).sum() / kept.sum().clamp_min(1)
+
+    def predict(self, model: nn.Module, batch: LabelledImages) -> Classification:
+        """Return softmax scores (B, K) in float32. The model's mode (train or eval) is the caller's choice."""
+        with torch.no_grad():
+            out = model(batch.images)
+        if isinstance(out, tuple):
+            out = sum(o.float() for o in out) / len(out)
+        return Classification(out.float().softmax(1))
+
+    def metrics(self) -> ClassifyMetrics:
+        """Return a fresh accumulator over K classes."""
+        return ClassifyMetrics(self.num_classes)
+
+
+class ClassifyMetrics:
+    """Feeds :class:`ClassificationMetrics` with the images that could be read."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.numbers = ClassificationMetrics(num_classes)
+
+    def update(self, result: Classification, batch: LabelledImages) -> None:
+        """Add a batch; images that could not be read are left out."""
+        keep = batch.keep.to(result.scores.device)
+        self.numbers.update(result.scores[keep], batch.labels.to(keep.device)[keep])
+
+    def compute(self) -> dict[str, float]:
+        """Return top1, top5, loss, the macro means, calibration error and count."""
+        return self.numbers.compute()
+
+    def describe(self, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return the confusion matrix (rows true), the per-class table and the reliability bins."""
+        return {
+            "confusion": self.numbers.confusion.tolist(),
+            "per_class": self.numbers.per_class(names),
+            "reliability": self.numbers.reliability(),
+        }
