@@ -89,7 +89,8 @@ def attention_maps(
     readout = _readout(model, layout, recording, layers[-1])
     per_head = None
     if method == "rollout":
-        rows = readout.mean(1) @ rollout(layers, head_fusion=head_fusion, discard_ratio=discard_ratio)
+        flow = rollout(layers, head_fusion=head_fusion, discard_ratio=discard_ratio)
+        rows = (readout.mean(1).unsqueeze(1) @ flow).squeeze(1)
     elif method == "class_token":
         per_head = _last_layer(readout, recording, layers[-1])
         rows = per_head.mean(1)
@@ -125,9 +126,10 @@ def _readout(model: nn.Module, layout: PatchLayout, recording: Recording, last: 
         # A pooling that does not attend to prefix tokens has no columns for them.
         return nn.functional.pad(weights, (tokens - weights.shape[-1], 0))
     weights = torch.zeros(batch, 1, tokens, device=last.device)
-    reads_prefix = prefix > 0 and getattr(getattr(model, "config", None), "global_pool", "token") == "token"
-    chosen = slice(0, prefix) if reads_prefix else slice(prefix, tokens)
-    weights[..., chosen] = 1.0
+    if prefix > 0 and getattr(getattr(model, "config", None), "global_pool", "token") == "token":
+        weights[..., : 2 if hasattr(model, "dist_token") else 1] = 1.0
+    else:
+        weights[..., prefix:] = 1.0
     return weights / weights.sum(-1, keepdim=True)
 
 
