@@ -1,0 +1,52 @@
+"""Which number type a run computes in, and why.
+
+bf16 means the whole model in bfloat16 with float32 master weights (see optim.py). Autocast is not used: on CPUs it was
+measured slower than float32, since it casts every weight in every step.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from vitrail.errors import UsageError
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...; :class:`UsageError` if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"expected a device of this machine (auto, cpu, cuda), got {name!r}: {reason}") from None
+    return device
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Tell whether ``device`` multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def pick_precision(name: str, device: torch.device, *, small: bool = False) -> tuple[str, str]:
+    """Return (``fp32`` or ``bf16``, the reason) for ``auto``, ``fp32`` or ``bf16``.
+
+    ``small`` says that the model's matrices are too small for bf16 to pay on a CPU (measured: width 64).
+    """
+    if name != "auto":
+        return name, "as asked"
+    if not fast_bf16(device):
+        return "fp32", f"this {device.type} has no bfloat16 matrix instructions"
+    if small and device.type == "cpu":
+        return "fp32", "the model is too narrow for bfloat16 to be faster on a CPU"
+    return "bf16", f"this {device.type} multiplies bfloat16 in hardware; float32 master weights are kept"
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Return the type of the working weights."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]

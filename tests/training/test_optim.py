@@ -1,0 +1,124 @@
+"""Flat masters against torch's own AdamW on the model, parameter by parameter."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitrail.models import create_model
+from vitrail.training.ema import Ema
+from vitrail.training.optim import Masters, decays
+
+# eps is large because the true gradient of a key bias is zero: a small one would blow rounding noise up to a full step
+SETTINGS = SimpleNamespace(betas=(0.9, 0.99), eps=1e-4, weight_decay=0.1)
+
+
+def vit(name: str = "test_vit") -> nn.Module:
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=4, init_values=0.5)
+    torch.nn.init.normal_(model.head.weight)  # a head of zeros would send no gradient to the rest
+    return model
+
+
+def backward(model: nn.Module, seed: int = 1) -> None:
+    g = torch.Generator().manual_seed(seed)
+    dtype = next(model.parameters()).dtype
+    model(torch.randn(4, 3, 32, 32, generator=g).to(dtype)).float().square().mean().backward()
+
+
+def test_groups_by_name() -> None:
+    model = create_model("test_deit_distilled", num_classes=4, init_values=0.1)
+    decayed = {n for n, p in model.named_parameters() if decays(n, p)}
+    assert "blocks.0.attn.qkv.weight" in decayed
+    assert "patch_embed.proj.weight" in decayed
+    assert "head.weight" in decayed
+    rest = {n for n, _ in model.named_parameters()} - decayed
+    assert {"cls_token", "dist_token", "pos_embed", "blocks.0.ls1.gamma", "norm.weight", "head.bias"} <= rest
+    assert all(n.endswith("weight") for n in decayed)
+
+
+def test_equals_torch_adamw_step_by_step() -> None:
+    ours, theirs = vit(), vit()
+    masters = Masters(ours, SETTINGS)
+    named = dict(theirs.named_parameters())
+    groups = [
+        {"params": [p for n, p in named.items() if decays(n, p) is wanted], "weight_decay": decay}
+        for wanted, decay in ((True, 0.1), (False, 0.0))
+    ]
+    adamw = torch.optim.AdamW(groups, betas=SETTINGS.betas, eps=SETTINGS.eps, foreach=False)
+    for step in range(4):
+        for model in (ours, theirs):
+            backward(model, step)
+        masters.gather()
+        norm = masters.norm()
+        want = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        assert norm == pytest.approx(float(want), rel=1e-5)
+        masters.update(0.01, scale=min(1.0, 0.5 / (norm + 1e-6)))
+        for group in adamw.param_groups:
+            group["lr"] = 0.01
+        adamw.step()
+        adamw.zero_grad()
+    assert masters.updates == 4
+    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6, msg=name)
+
+
+def test_gathered_gradients_are_summed_in_float32() -> None:
+    model = vit()
+    masters = Masters(model, SETTINGS, torch.bfloat16)
+    each: list[dict[str, Tensor]] = []
+    for seed in range(3):
+        backward(model, seed)
+        each.append({n: p.grad.float().clone() for n, p in model.named_parameters() if p.grad is not None})
+        masters.gather()
+    got = masters.named([w.grad for w in masters.weights])
+    for name in each[0]:
+        torch.testing.assert_close(got[name], each[0][name] + each[1][name] + each[2][name])
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_bf16_weights_are_the_rounded_masters_and_small_steps_are_not_lost() -> None:
+    model = vit()
+    masters = Masters(model, SETTINGS, torch.bfloat16)
+    start = [w.detach().clone() for w in masters.weights]
+    for seed in range(3):
+        backward(model, seed)
+        masters.gather()
+        masters.update(1e-6)  # far below what bfloat16 can add to a weight of 0.1
+    assert all(p.dtype == torch.bfloat16 for p in model.parameters())
+    named = masters.named([w.detach() for w in masters.weights])
+    for name, p in model.named_parameters():
+        assert torch.equal(p, named[name].bfloat16()), name
+    moved = torch.cat([(w - s).abs() for w, s in zip(masters.weights, start, strict=True)])
+    assert 1e-6 < moved.max() < 1e-5
+
+
+def test_a_second_model_attached_shares_memory() -> None:
+    model, other = vit(), vit()
+    masters = Masters(model, SETTINGS)
+    masters.attach(other, [w.detach() for w in masters.weights])
+    backward(model)
+    masters.gather()
+    masters.update(0.1)
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert a.data_ptr() == b.data_ptr()
+
+
+def test_ema_is_the_warmed_up_average() -> None:
+    model = vit()
+    masters = Masters(model, SETTINGS)
+    ema = Ema(masters, 0.5)
+    want = [b.clone() for b in ema.buffers]
+    for seed, decay in enumerate((2 / 11, 3 / 12, 4 / 13)):
+        backward(model, seed)
+        masters.gather()
+        masters.update(0.05)
+        ema.update()
+        want = [decay * a + (1 - decay) * w.detach() for a, w in zip(want, masters.weights, strict=True)]
+    for a, b in zip(ema.buffers, want, strict=True):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Ema(masters, 1.0)
