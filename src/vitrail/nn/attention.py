@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from .cache import KVCache
 
+MOST_WEIGHTS = 2**27  # weights of one call that may be held for speed: 256 MiB in bf16
+
 Bias = Tensor | Callable[[Tensor], Tensor]
 
 
@@ -53,6 +55,7 @@ def attend(
     if causal and q.shape[-2] > k.shape[-2]:
         raise ValueError(f"causal attention expected at most {k.shape[-2]} queries (one a key), got {q.shape[-2]}")
     if tape is None and causal and bias is None and keep is None and q.shape[-2] == k.shape[-2]:
+        # the one masked form that the fused kernels know without a mask
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True, scale=scale)
     keep = _merge_causal(_four_dims(keep), q.shape[-2], k.shape[-2], q.device) if causal else _four_dims(keep)
     empty = None if keep is None else ~keep.any(-1, keepdim=True)
@@ -60,13 +63,26 @@ def attend(
     if keep is not None and empty is not None:
         keep = keep | empty  # an empty row attends everywhere and is zeroed below: no kernel ever sees it
         mask = keep if bias is None else bias.masked_fill(~keep, float("-inf"))
-    if tape is None:
+    if tape is None and not _products_are_faster(q, k):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale)
     else:
         weights = _weights(q, k, mask, scale)
-        tape.append(weights if empty is None else weights.masked_fill(empty, 0.0))
+        if tape is not None:
+            tape.append(weights if empty is None else weights.masked_fill(empty, 0.0))
         out = F.dropout(weights, dropout_p, training=dropout_p > 0.0) @ v
     return out if empty is None else out.masked_fill(empty, 0.0)
+
+
+def _products_are_faster(q: Tensor, k: Tensor) -> bool:
+    """Whether plain products beat the fused kernel here.
+
+    On a CPU in bf16 the fused kernel's backward runs at a few percent of the machine's matrix rate; two products and a
+    softmax take a third to a seventh of its time (docs/benchmarks/speed.md), for B·H·N·M weights of memory, which is
+    bounded here. Compiled and exported graphs keep the fused kernel.
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or torch.compiler.is_compiling():
+        return False
+    return q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= MOST_WEIGHTS
 
 
 def _four_dims(keep: Tensor | None) -> Tensor | None:

@@ -1,0 +1,174 @@
+"""What every architecture keeps: this file finds the models by itself; adding one adds no test code here."""
+
+import inspect
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from vitrail import models
+from vitrail.nn import Attention, Features
+
+NAMES = sorted(name for name in models.variants() if name.startswith("test_"))
+SIZES = [(32, 32), (40, 24), (50, 67)]
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Fill every parameter, so that no zero or one of a fresh model hides a fault."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        with torch.no_grad():
+            if parameter.ndim > 1 and "pos" not in name:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+            else:
+                parameter.copy_(parameter + 0.2 * noise)
+    return model
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def model(name):
+    return randomise(models.create_model(name)).eval()
+
+
+def images(size=(32, 32), batch=3, seed=0):
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def outputs(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+def test_each_file_has_a_size_for_tests():
+    for file in Path(models.__file__).parent.glob("*.py"):
+        if file.stem != "__init__":
+            module = inspect.importlib.import_module(f"vitrail.models.{file.stem}")
+            assert any(key.startswith("test_") for key in module.VARIANTS), f"{file.name} has no test_ variant"
+            assert module.MODELS, f"{file.name} names no module for its config"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_finite_at_any_size(model, size):
+    with torch.inference_mode():
+        logits = model(images(size))
+    assert logits.shape == (3, model.config.num_classes)
+    assert logits.isfinite().all()
+    assert float(logits.std()) > 1e-3
+
+
+def test_every_parameter_gets_a_gradient(model):
+    model.train()
+    sum(out.square().sum() for out in outputs(model(images()))).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} got no gradient"
+        assert parameter.grad.isfinite().all(), f"{name} got a gradient that is not finite"
+        assert parameter.grad.any(), f"{name} got a gradient of zeros"
+
+
+def test_evaluation_is_deterministic(name):
+    model = randomise(models.create_model(name, drop_rate=0.2, drop_path_rate=0.2)).eval()
+    with torch.inference_mode():
+        assert torch.equal(model(images()), model(images()))
+        changed = [torch.equal(a, b) for a, b in zip(*(outputs(model.train()(images())) for _ in range(2)), strict=True)]
+    assert not any(changed), "drop_rate and drop_path_rate change nothing in training"
+
+
+def test_a_sample_does_not_depend_on_its_batch(model):
+    x = images((40, 24))
+    with torch.inference_mode():
+        together = model(x)
+        alone = torch.cat([model(x[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-4)
+
+
+def test_state_dict_round_trip(model, name):
+    other = models.create_model(name).eval()
+    other.load_state_dict(model.state_dict(), strict=True)
+    with torch.inference_mode():
+        assert torch.equal(other(images()), model(images()))
+
+
+def test_config_round_trip(model):
+    data = models.config_to_dict(model.config)
+    rebuilt = models.build(models.config_from_dict(data))
+    assert rebuilt.config == model.config
+    assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+def test_bf16_is_near_float32(model):
+    with torch.inference_mode():
+        exact = model(images())
+        rough = model.bfloat16()(images().bfloat16())
+    assert rough.dtype == torch.bfloat16
+    assert float((rough.float() - exact).abs().max()) < 0.05 * float(exact.abs().max()) + 0.02
+
+
+def test_recorded_equals_fused(model):
+    with torch.inference_mode():
+        fused = model(images((40, 24)))
+        layers = [m for m in model.modules() if isinstance(m, Attention)]
+        for layer in layers:
+            layer.tape = []
+        recorded = model(images((40, 24)))
+    torch.testing.assert_close(recorded, fused, atol=1e-5, rtol=1e-4)
+    assert all(len(layer.tape) == 1 for layer in layers)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_features_have_the_shapes_they_promise(model, size):
+    with torch.inference_mode():
+        features = model.features(images(size))
+    assert isinstance(features, Features)
+    if features.tokens is not None:
+        assert features.tokens.shape[1] == features.grid[0] * features.grid[1]
+    assert features.maps
+    for stride, found in features.maps.items():
+        assert found.shape[0] == 3
+        assert abs(found.shape[2] - size[0] / stride) < 1
+        assert abs(found.shape[3] - size[1] / stride) < 1
+        assert found.isfinite().all()
+
+
+def test_other_channels_classes_and_no_head(name):
+    model = models.create_model(name, in_chans=5, num_classes=7).eval()
+    x = torch.randn(2, 5, 32, 32)
+    assert model(x).shape == (2, 7)
+    bare = models.create_model(name, num_classes=0).eval()
+    assert bare(images()).ndim == 2
+
+
+def test_fresh_models_of_one_name_differ_in_every_layer(name):
+    """Layers are built one by one, never copied: no two weight matrices of one shape are the same."""
+    seen: dict[tuple[int, ...], list[torch.Tensor]] = {}
+    for parameter_name, parameter in models.create_model(name).named_parameters():
+        if parameter.ndim > 1 and parameter.any():
+            for other in seen.setdefault(tuple(parameter.shape), []):
+                assert not torch.equal(parameter, other), f"{parameter_name} is a copy of another layer"
+            seen[tuple(parameter.shape)].append(parameter)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 24)])
+def test_compiles_whole_and_equals_eager(model, size):
+    torch.compiler.reset()
+    with torch.inference_mode():
+        eager = model(images(size))
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(images(size))
+    torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 24)])
+def test_exports_with_a_free_batch(model, size):
+    batch = torch.export.Dim("batch", min=1, max=64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own deprecations inside the exporter
+        program = torch.export.export(model, (images(size),), dynamic_shapes=({0: batch},))
+    more = images(size, batch=5, seed=3)
+    with torch.inference_mode():
+        torch.testing.assert_close(program.module()(more), model(more), atol=1e-5, rtol=1e-4)
