@@ -1,0 +1,137 @@
+"""A set of labelled images: rows of a store, which is where the pixels lie (files, a parquet table, an array).
+
+A store knows nothing of classes or splits; an :class:`ImageSet` is a choice of its rows with a label each. Splitting
+and sub-setting choose rows and move no pixels.
+Shapes: n images; an image is uint8 (3, H, W), RGB.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ..classes import ClassMap
+from .decode import BrokenImage, open_regular, read_image
+
+
+def printable(name: str) -> str:
+    """Return a name that any terminal and any UTF-8 file can hold (bytes that are not UTF-8 come out as ``\\xff``)."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+class Store(Protocol):
+    """Where images lie, by row number."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, row: int) -> str:
+        """What people call this image: a printable path or ``file#row``."""
+        ...
+
+    def path(self, row: int) -> Path | None:
+        """The file, where there is one for this image alone."""
+        ...
+
+    def blob(self, row: int) -> bytes:
+        """The encoded bytes (for hashes and reports). Raises :class:`BrokenImage`."""
+        ...
+
+    def read(self, row: int) -> Tensor:
+        """uint8 (3, H, W). Raises :class:`BrokenImage`."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileStore:
+    """Files below one root; ``names`` are relative to it (surrogateescape for names that are not UTF-8)."""
+
+    root: str
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, row: int) -> str:
+        return printable(self.names[row])
+
+    def path(self, row: int) -> Path:
+        return Path(self.root, self.names[row])
+
+    def blob(self, row: int) -> bytes:
+        try:
+            with open_regular(os.path.join(self.root, self.names[row])) as file:
+                return file.read()
+        except OSError as error:
+            raise BrokenImage("unreadable", f"the file cannot be read: {error.strerror}") from None
+
+    def read(self, row: int) -> Tensor:
+        return read_image(os.path.join(self.root, self.names[row]))
+
+
+@dataclass(frozen=True)
+class ArrayStore:
+    """Images that are already pixels: uint8 (n, H, W, 3)."""
+
+    title: str
+    pixels: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def name(self, row: int) -> str:
+        return f"{self.title}#{row}"
+
+    def path(self, row: int) -> None:
+        return None
+
+    def blob(self, row: int) -> bytes:
+        return self.pixels[row].tobytes()
+
+    def read(self, row: int) -> Tensor:
+        return torch.from_numpy(self.pixels[row].copy()).permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images of one split. ``rows`` int64 (n,) are store rows, ``labels`` int64 (n,) class indices."""
+
+    store: Store
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    classes: ClassMap
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, i: int) -> str:
+        """What people call image ``i``."""
+        return self.store.name(int(self.rows[i]))
+
+    def path(self, i: int) -> Path | None:
+        """The file of image ``i``, or None where it has none of its own (parquet, arrays)."""
+        return self.store.path(int(self.rows[i]))
+
+    def blob(self, i: int) -> bytes:
+        """The encoded bytes of image ``i``. Raises :class:`BrokenImage`."""
+        return self.store.blob(int(self.rows[i]))
+
+    def read(self, i: int) -> Tensor:
+        """Image ``i`` as uint8 (3, H, W), RGB, upright. Raises :class:`BrokenImage`."""
+        return self.store.read(int(self.rows[i]))
+
+    def subset(self, indices: Sequence[int] | ArrayLike) -> ImageSet:
+        """Return the images at these positions, in this order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return ImageSet(self.store, self.rows[chosen], self.labels[chosen], self.classes)
+
+    def counts(self) -> NDArray[np.int64]:
+        """Images of each class, (number of classes,)."""
+        return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
