@@ -118,9 +118,7 @@ def color_bar(height: int, bar: Bar, *, size: float = 14) -> Picture:
     pen.text((20, height - 1), bar.low, fill=INK, font=face, anchor="ld")
     room = height - 4 * size
     if face.getlength(bar.label) <= room:
-        side = Image.new("RGB", (int(face.getlength(bar.label)) + 2, int(size * 1.5)), PAPER)
-        ImageDraw.Draw(side).text((0, 0), bar.label, fill=MUTED, font=face)
-        side = side.rotate(90, expand=True)
+        side = upright(bar.label, size, MUTED)
         canvas.paste(side, (20, (height - side.height) // 2))
     return np.asarray(canvas)
 
@@ -140,12 +138,14 @@ def sheet(
     title: str = "",
     note: str = "",
     bar: Bar | None = None,
+    axes: tuple[str, str] | None = None,
     gap: int = 10,
     size: float = 14,
 ) -> Image.Image:
     """Lay tiles out in rows on white: a title above, a note below, a colour bar at the right.
 
-    Tiles may differ in size; each row and column takes its largest.
+    Tiles may differ in size; each row and column takes its largest. ``axes`` names what runs along the columns
+    (written below) and along the rows (written at the left).
     """
     rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
     widths = [max(r[c].picture.shape[1] for r in rows if c < len(r)) for c in range(min(columns, len(tiles)))]
@@ -153,15 +153,16 @@ def sheet(
     label = int(size * 1.5) if any(t.title for t in tiles) else 0
     inner = (sum(widths) + gap * (len(widths) - 1), sum(heights) + (gap + label) * len(rows) - gap)
     margin, head, foot = 20, int(size * 2.4) if title else 0, int(size * 2) if note else 0
+    side = int(size * 1.8) if axes else 0
     ramp = None if bar is None else color_bar(min(inner[1] - label, 420), bar, size=size)
-    wide = inner[0] + (0 if ramp is None else ramp.shape[1] + 18)
+    wide = side + inner[0] + (0 if ramp is None else ramp.shape[1] + 18)
     wide = max(wide, int(font(size * 1.25).getlength(title)), int(font(size * 0.9).getlength(note)))
-    canvas = Image.new("RGB", (wide + 2 * margin, inner[1] + head + foot + 2 * margin), PAPER)
+    canvas = Image.new("RGB", (wide + 2 * margin, inner[1] + head + side + foot + 2 * margin), PAPER)
     pen = ImageDraw.Draw(canvas)
     pen.text((margin, margin), title, fill=INK, font=font(size * 1.25))
-    y = margin + head
+    left, y = margin + side, margin + head
     for row, height in zip(rows, heights, strict=True):
-        x = margin
+        x = left
         for tile, width in zip(row, widths, strict=False):
             if tile.title:
                 pen.text((x, y), fit_text(tile.title, size, width), fill=INK, font=font(size))
@@ -169,9 +170,20 @@ def sheet(
             x += width + gap
         y += height + gap + label
     if ramp is not None:
-        canvas.paste(Image.fromarray(ramp), (margin + inner[0] + 18, margin + head + label))
-    pen.text((margin, y + int(size * 0.4)), note, fill=MUTED, font=font(size * 0.9))
+        canvas.paste(Image.fromarray(ramp), (left + inner[0] + 18, margin + head + label))
+    if axes:
+        pen.text((left + inner[0] // 2, y), axes[0], fill=INK, font=font(size), anchor="ma")
+        written = upright(axes[1], size, INK)
+        canvas.paste(written, (margin - 4, margin + head + (inner[1] - written.height) // 2))
+    pen.text((margin, y + side + int(size * 0.4)), note, fill=MUTED, font=font(size * 0.9))
     return canvas
+
+
+def upright(text: str, size: float, color: str) -> Image.Image:
+    """Return a line of text turned to be read from below, on white."""
+    line = Image.new("RGB", (int(font(size).getlength(text)) + 2, int(size * 1.5)), PAPER)
+    ImageDraw.Draw(line).text((0, 0), text, fill=color, font=font(size))
+    return line.rotate(90, expand=True)
 
 
 def data_uri(picture: Picture | Image.Image, *, kind: str = "PNG") -> str:

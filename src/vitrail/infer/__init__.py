@@ -1,0 +1,38 @@
+"""Using a trained model: load it, predict, explain.
+
+Everything is imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_DOORS = {
+    "ClassificationResult": "results",
+    "Explanation": "explanation",
+    "Predictor": "predictor",
+    "load": "predictor",
+    "results_to_csv": "results",
+    "table_rows": "results",
+}
+
+if TYPE_CHECKING:
+    from .explanation import Explanation as Explanation
+    from .predictor import Predictor as Predictor
+    from .predictor import load as load
+    from .results import ClassificationResult as ClassificationResult
+    from .results import results_to_csv as results_to_csv
+    from .results import table_rows as table_rows
+
+__all__ = ["ClassificationResult", "Explanation", "Predictor", "load", "results_to_csv", "table_rows"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _DOORS:
+        return getattr(importlib.import_module(f".{_DOORS[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,162 @@
+"""The known figures of a ViT. Dosovitskiy et al. 2021, arXiv 2010.11929, figure 7.
+
+- Left: the first principal components of the patch-embedding filters, as RGB tiles.
+- Centre: cosine similarity of each patch position's embedding with all others, a grid of grids.
+- Right (and figure 11): mean attention distance of every head, by depth; see :mod:`.distance`.
+
+P patch side, C width, h x w positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vitrail.errors import UsageError
+
+from .charts import Plot, Series, span_of
+from .colors import BLUE, MUTED, ORANGE, colorize
+from .distance import attention_distances, uniform_distance
+from .draw import Bar, Picture, Tile, enlarged, sheet
+from .geometry import patch_layout
+
+MOST_POSITIONS = 16  # rows and columns of the grid of grids; a finer grid shows evenly spaced ones
+
+
+def filter_components(weight: Tensor, count: int = 28) -> tuple[Tensor, Tensor]:
+    """Return the first principal components of patch-embedding filters and their shares of the variance.
+
+    Args:
+        weight: (C, I, P, P) filters.
+        count: how many; fewer come back if there are not that many.
+
+    The mean filter is taken out first. Each component (I, P, P) has unit norm; its sign, which is arbitrary, is set
+    so that its largest value in size is positive.
+    """
+    flat = weight.detach().double().cpu().flatten(1)
+    centred = flat - flat.mean(0)
+    _, sizes, components = torch.linalg.svd(centred, full_matrices=False)
+    shares = sizes.square() / sizes.square().sum().clamp(min=torch.finfo(torch.float64).tiny)
+    components = components[:count]
+    peaks = components.gather(1, components.abs().argmax(1, keepdim=True))
+    components = components * torch.where(peaks < 0, -1.0, 1.0)
+    return components.unflatten(1, weight.shape[1:]).float(), shares[:count].float()
+
+
+def filters_figure(model: nn.Module, *, count: int = 28) -> Image.Image:
+    """Draw the principal components of the patch embedding; :class:`UsageError` if the model has none."""
+    weight = _patch_weight(model)
+    components, shares = filter_components(weight, count)
+    side = weight.shape[-1]
+    factor = max(1, round(96 / side))
+    tiles = [
+        Tile(enlarged(_filter_picture(c), factor), f"{100 * s:.1f} %")
+        for c, s in zip(components, shares.tolist(), strict=True)
+    ]
+    total = 100 * float(shares.sum())
+    return sheet(
+        tiles,
+        columns=7,
+        title=f"Patch-embedding filters: first {len(tiles)} principal components",
+        note=f"Share of the variance above each; together {total:.0f} % of {weight.shape[0]} filters, "
+        f"{side} x {side} pixels. Mid grey is zero.",
+        size=17,
+    )
+
+
+def _patch_weight(model: nn.Module) -> Tensor:
+    weight = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 4:
+        raise UsageError(f"expected a model with a patch embedding (patch_embed.proj), got {type(model).__name__}")
+    return weight
+
+
+def _filter_picture(component: Tensor) -> Picture:
+    """Turn (I, P, P) into (P, P, 3): zero is mid grey; three channels are RGB, any other number their mean in grey."""
+    rgb = component if component.shape[0] == 3 else component.mean(0, keepdim=True).expand(3, -1, -1)
+    scaled = 0.5 + 0.5 * rgb / rgb.abs().amax().clamp(min=1e-12)
+    return cast(Picture, (255 * scaled.permute(1, 2, 0) + 0.5).to(torch.uint8).numpy())
+
+
+def position_similarity(model: nn.Module) -> Tensor:
+    """Return the cosine similarity (h, w, h, w) of each patch position's embedding with all others.
+
+    Rows of class and distillation tokens are left out. :class:`UsageError` if the model adds no position table.
+    """
+    if not (hasattr(model, "positions") and hasattr(model, "base_grid")):
+        raise UsageError(f"expected a model that adds a position table, got {type(model).__name__}")
+    vit = cast(Any, model)
+    grid: tuple[int, int] = vit.base_grid
+    with torch.no_grad():
+        table = vit.positions(grid)[0, -grid[0] * grid[1] :].double().cpu()
+    table = nn.functional.normalize(table, dim=-1)
+    return (table @ table.T).float().unflatten(0, grid).unflatten(2, grid)
+
+
+def positions_figure(model: nn.Module) -> Image.Image:
+    """Draw the grid of grids; a grid finer than 16 shows evenly spaced positions, each against all others."""
+    similarity = position_similarity(model)
+    rows, columns = similarity.shape[:2]
+    shown = [np.linspace(0, n - 1, min(n, MOST_POSITIONS)).round().astype(int) for n in (rows, columns)]
+    factor = max(1, round(760 / (max(len(shown[0]), len(shown[1])) * max(rows, columns))))
+    tiles = [Tile(enlarged(colorize((similarity[r, c].numpy() + 1) / 2), factor)) for r in shown[0] for c in shown[1]]
+    which = "every position" if similarity.shape[:2] == (len(shown[0]), len(shown[1])) else "evenly spaced positions"
+    return sheet(
+        tiles,
+        columns=len(shown[1]),
+        title="Position-embedding similarity",
+        note=f"A tile for {which} of the {rows} x {columns} grid: its similarity with all positions.",
+        bar=Bar("-1", "1", "cosine similarity"),
+        axes=("column of the patch", "row of the patch"),
+        gap=5,
+        size=16,
+    )
+
+
+def distance_figure(distances: Tensor, *, uniform: float, size: tuple[int, int] = (560, 360)) -> str:
+    """Draw (depth, H) mean attention distances in pixels as SVG: a dot a head, their mean, and the uniform head's."""
+    depth, heads = distances.shape
+    rows = distances.tolist()
+    dots = Series("head", [(i + 1, d) for i, row in enumerate(rows) for d in row], BLUE, dots=True)
+    mean = Series("mean", [(i + 1, sum(row) / heads) for i, row in enumerate(rows)], ORANGE)
+    even = Series("uniform attention", [(0.5, uniform), (depth + 0.5, uniform)], MUTED, dashed=True)
+    plot = Plot(
+        "Mean attention distance",
+        "Network depth (layer)",
+        "Mean attention distance (pixels)",
+        (0.5, depth + 0.5),
+        span_of([*(d for row in rows for d in row), uniform], zero=True, pad=0.08),
+        size=size,
+        x_whole=True,
+    )
+    return plot.svg([even, mean, dots])
+
+
+def draw_figures(
+    model: nn.Module, folder: str | Path, *, images: Tensor | Iterable[Tensor] | None = None
+) -> list[Path]:
+    """Write the known figures of a model into ``folder`` and return their paths.
+
+    ``filters.png`` and ``positions.png`` need the weights only. ``attention_distance.svg`` needs ``images``, a
+    normalised batch (B, C, H, W) or an iterable of them; the paper averages 128. The model is left in its mode.
+    """
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / "filters.png", out / "positions.png"]
+    filters_figure(model).save(paths[0])
+    positions_figure(model).save(paths[1])
+    if images is not None:
+        batches: Sequence[Tensor] = [images] if isinstance(images, Tensor) else list(images)
+        layout = patch_layout(model, batches[0])
+        svg = distance_figure(
+            attention_distances(model, batches), uniform=uniform_distance(layout.grid, layout.patch_size)
+        )
+        paths.append(out / "attention_distance.svg")
+        paths[-1].write_text(svg, encoding="utf-8")
+    return paths
