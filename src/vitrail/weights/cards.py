@@ -1,0 +1,231 @@
+"""Cards: what weights ask of their images, and where they come from; and the table of the public ones.
+
+Sources: the model cards on the hub (``timm/...``, ``google/...``, ``facebook/...``). Only tags that exist there are
+listed. Numbers are those the weights were published with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from typing import Any, Literal
+
+from ..errors import WeightsError, did_you_mean
+
+Triple = tuple[float, float, float]
+HALF: Triple = (0.5, 0.5, 0.5)
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What weights ask of their images, and where they come from.
+
+    Attributes:
+        name: model name, with the tag of the weights after a dot where there is one.
+        input_size: (H, W) in pixels.
+        mean: subtracted from pixels in 0..1, one number a channel.
+        std: divided by, one number a channel.
+        interpolation: "bicubic", "bilinear" or "nearest".
+        crop_pct: "center": the image is resized so that its shorter side is input / crop_pct, then cropped.
+        crop_mode: "center", or "squash": resized to the input size without keeping proportions, no crop.
+        num_classes: classes of the head.
+        licence: SPDX-like name in lower case, or None if unknown.
+        origin: who made the weights, from what.
+        hub_id: ``org/name`` on the hub, or None.
+        revision: commit of the hub repository the files were fetched at, or None.
+        numerics: fields of the model's ``Numerics`` that these weights need, such as ``norm_eps``.
+    """
+
+    name: str = ""
+    input_size: tuple[int, int] = (224, 224)
+    mean: tuple[float, ...] = HALF
+    std: tuple[float, ...] = HALF
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    crop_mode: Literal["center", "squash"] = "center"
+    num_classes: int = 0
+    licence: str | None = None
+    origin: str | None = None
+    hub_id: str | None = None
+    revision: str | None = None
+    numerics: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = {
+            "interpolation": ("bicubic", "bilinear", "nearest"),
+            "crop_mode": ("center", "squash"),
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise WeightsError(f"expected {name} of {', '.join(values)}, got {getattr(self, name)!r}")
+        if not 0 < self.crop_pct <= 1:
+            raise WeightsError(f"expected crop_pct above 0 and at most 1, got {self.crop_pct}")
+        if len(self.mean) != len(self.std) or any(s <= 0 for s in self.std):
+            raise WeightsError(f"expected a mean and a positive std for each channel, got {self.mean} and {self.std}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Card:
+        """Read what :meth:`to_json` wrote; unknown keys are an error."""
+        known = {f.name for f in fields(cls)}
+        strangers = sorted(data.keys() - known)
+        if strangers:
+            raise WeightsError(f"unknown key {strangers[0]!r} on a card.{did_you_mean(strangers[0], known)}")
+        pairs = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**pairs)
+
+
+@cache
+def cards() -> dict[str, Card]:
+    """Return ``model.tag`` (or a hub id) -> card of each public checkpoint listed; a model's first is its default."""
+    return {c.name: c for c in [*_google(), *_deit(), *_deit3(), *_transformers()]}
+
+
+def card_for(name: str, *, with_weights: bool = False) -> Card:
+    """Return the card of a model name, of ``model.tag``, or of a hub id.
+
+    A model without public weights gets a plain card (mean and std 0.5), unless ``with_weights``: then
+    :class:`WeightsError` names what there is.
+    """
+    known = cards()
+    if name in known:
+        return known[name]
+    base, _, tag = name.partition(".")
+    default = next((c for n, c in known.items() if n.partition(".")[0] == base), None)
+    if default is not None and not tag:
+        return default
+    if tag and default is not None:
+        tags = [n.partition(".")[2] for n in known if n.partition(".")[0] == base]
+        raise WeightsError(f"no weights {name!r} known.{did_you_mean(tag, tags)} Tags of {base}: {', '.join(tags)}.")
+    if with_weights:
+        raise WeightsError(
+            f"no public weights are known for {name!r}. mend: name the source, pretrained='hf-hub:org/name' or a path."
+        )
+    from ..models import config_of
+
+    config = config_of(name)
+    return Card(name=base, input_size=config.img_size, num_classes=config.num_classes)
+
+
+def _timm(name: str, tag: str, classes: int, crop_pct: float, origin: str, **more: Any) -> Card:
+    side = int(name.rpartition("_")[2])
+    full = f"{name}.{tag}"
+    return Card(
+        name=full,
+        input_size=(side, side),
+        crop_pct=crop_pct,
+        num_classes=classes,
+        licence="apache-2.0",
+        origin=origin,
+        hub_id=f"timm/{full}",
+        **more,
+    )
+
+
+_AUGREG = {
+    "augreg2_in21k_ft_in1k": (1000, "AugReg, ImageNet-21k, fine-tuned on ImageNet-1k by R. Wightman"),
+    "augreg_in21k_ft_in1k": (1000, "AugReg, ImageNet-21k, fine-tuned on ImageNet-1k (Google)"),
+    "augreg_in1k": (1000, "AugReg, ImageNet-1k (Google)"),
+    "augreg_in21k": (21843, "AugReg, ImageNet-21k (Google)"),
+}
+_A2, _A21_1, _A1, _A21 = _AUGREG
+_AUGREG_FILES = {  # arXiv 2106.10270; the first tag is the default
+    "vit_tiny_patch16_224": (_A21_1, _A21),
+    "vit_tiny_patch16_384": (_A21_1,),
+    "vit_small_patch32_224": (_A21_1, _A21),
+    "vit_small_patch32_384": (_A21_1,),
+    "vit_small_patch16_224": (_A21_1, _A1, _A21),
+    "vit_small_patch16_384": (_A21_1, _A1),
+    "vit_base_patch32_224": (_A21_1, _A1, _A21),
+    "vit_base_patch32_384": (_A21_1, _A1),
+    "vit_base_patch16_224": (_A2, _A21_1, _A1, _A21),
+    "vit_base_patch16_384": (_A21_1, _A1),
+    "vit_base_patch8_224": (_A2, _A21_1, _A21),
+    "vit_large_patch16_224": (_A21_1, _A21),
+    "vit_large_patch16_384": (_A21_1,),
+}
+
+
+def _google() -> list[Card]:
+    return [
+        _timm(name, tag, _AUGREG[tag][0], 1.0 if name.endswith("384") else 0.9, _AUGREG[tag][1])
+        for name, tags in _AUGREG_FILES.items()
+        for tag in tags
+    ]
+
+
+def _deit() -> list[Card]:
+    names = [
+        *(f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")),
+        "deit_base_patch16_384",
+        *(f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small", "base")),
+        "deit_base_distilled_patch16_384",
+    ]
+    origin = "DeiT, ImageNet-1k (Facebook AI Research)"
+    look: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    return [_timm(n, "fb_in1k", 1000, 1.0 if n.endswith("384") else 0.9, origin, **look) for n in names]
+
+
+def _deit3() -> list[Card]:
+    sizes = {"small": (16, (224, 384)), "medium": (16, (224,)), "base": (16, (224, 384))}
+    sizes |= {"large": (16, (224, 384)), "huge": (14, (224,))}
+    look: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    found = []
+    for size, (patch, sides) in sizes.items():
+        for side in sides:
+            name = f"deit3_{size}_patch{patch}_{side}"
+            crop = 1.0 if side == 384 else 0.9
+            found += [
+                _timm(name, "fb_in22k_ft_in1k", 1000, 1.0, "DeiT III, ImageNet-22k, fine-tuned on ImageNet-1k", **look),
+                _timm(name, "fb_in1k", 1000, crop, "DeiT III, ImageNet-1k (Facebook AI Research)", **look),
+            ]
+    return found
+
+
+def _transformers() -> list[Card]:
+    """The names users of transformers know; images are squashed to the input size there."""
+    hf: dict[str, Any] = {"interpolation": "bilinear", "crop_mode": "squash", "licence": "apache-2.0"}
+    hf["numerics"] = {"norm_eps": 1e-12, "pos_resize": "bicubic"}
+    found = []
+    for size, patch, side, suffix, classes in (
+        ("base", 16, 224, "", 1000),
+        ("base", 16, 384, "", 1000),
+        ("base", 32, 384, "", 1000),
+        ("large", 16, 224, "", 1000),
+        ("large", 16, 384, "", 1000),
+        ("large", 32, 384, "", 1000),
+        ("base", 16, 224, "-in21k", 0),
+        ("base", 32, 224, "-in21k", 0),
+        ("large", 16, 224, "-in21k", 0),
+        ("large", 32, 224, "-in21k", 0),
+        ("huge", 14, 224, "-in21k", 0),
+    ):
+        hub = f"google/vit-{size}-patch{patch}-{side}{suffix}"
+        origin = "ViT, ImageNet-21k" + ("" if suffix else ", fine-tuned on ImageNet-1k") + " (Google)"
+        found.append(Card(name=hub, input_size=(side, side), num_classes=classes, origin=origin, hub_id=hub, **hf))
+    hf |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bicubic", "crop_mode": "center"}
+    for size, kind, side in (
+        *((size, kind, 224) for size in ("tiny", "small", "base") for kind in ("", "distilled-")),
+        ("base", "", 384),
+        ("base", "distilled-", 384),
+    ):
+        hub = f"facebook/deit-{size}-{kind}patch16-{side}"
+        crop = {224: 224 / 256, 384: 384 / 438}[side]
+        found.append(
+            Card(
+                name=hub,
+                input_size=(side, side),
+                crop_pct=crop,
+                num_classes=1000,
+                origin="DeiT, ImageNet-1k (Facebook AI Research)",
+                hub_id=hub,
+                **hf,
+            )
+        )
+    return found

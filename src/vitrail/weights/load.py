@@ -1,0 +1,206 @@
+"""Loading weights into a model and writing them in another library's names, strictly.
+
+``load_weights`` takes what people have (a state dict, a file, a folder, a hub id), finds out its layout, accounts for
+every tensor, and says in its report what it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError, WeightsError, did_you_mean
+from ..models import variants
+from . import convert, fit
+from .cards import Card
+from .folder import Folder
+from .maps import layouts, tables_for
+from .source import Source, from_folder, read_source
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What :func:`load_weights` did.
+
+    Attributes:
+        layout: "vitrail", "timm", "transformers" or "original".
+        title: the layout in words.
+        origin: where the weights came from.
+        matched: tensors of the model that were filled from the file.
+        resized: what was fitted to the model, in sentences.
+        new: tensors of the model that keep fresh values: a new classifier.
+        ignored: names in the file that were left out on purpose.
+        notes: sentences to show to the user.
+        card: what is known about the weights, if they came with it.
+    """
+
+    layout: str
+    title: str
+    origin: str
+    matched: int
+    resized: list[str]
+    new: list[str]
+    ignored: list[str]
+    notes: list[str] = field(default_factory=list)
+    card: Card | None = None
+
+    def __str__(self) -> str:
+        parts = [f"{self.matched} tensors from {self.origin} ({self.title})", *self.resized]
+        if self.new:
+            parts.append(f"new: {', '.join(self.new)}")
+        if self.ignored:
+            parts.append(f"ignored: {', '.join(self.ignored)}")
+        return "; ".join([*parts, *self.notes])
+
+
+def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor], *, new_head: bool = False) -> LoadReport:
+    """Load weights into ``model``, in place, and report.
+
+    Args:
+        model: a model of ``vitrail.models``.
+        source: a state dict; a ``.safetensors`` file; a folder of Vitrail, timm or transformers; ``hf-hub:org/name``
+            (``@revision`` may follow); or a local ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.npz`` file, which a
+            restricted child process reads.
+        new_head: whether a classifier of another class count (or none) in the file leaves the model's fresh one as
+            it is; otherwise that is an error that prints the fix.
+
+    Raises:
+        WeightsError: a source that does not exist, cannot be read safely, or does not fit: the message names the first
+            tensors at fault. The model is then unchanged.
+    """
+    return _load(model, read_source(source), new_head=new_head)
+
+
+def load_into(model: nn.Module, folder: Folder, *, new_head: bool) -> LoadReport:
+    """Load the weights of an opened folder into ``model``, as :func:`load_weights` does."""
+    return _load(model, from_folder(folder, str(folder.path)), new_head=new_head)
+
+
+def _load(model: nn.Module, read: Source, *, new_head: bool) -> LoadReport:
+    ours, found, new, said = _convert(model, read, new_head=new_head)
+    with torch.no_grad():
+        own = model.state_dict(keep_vars=True)
+        for name, tensor in ours.items():
+            own[name].copy_(tensor)
+    return LoadReport(
+        layout=found.table.layout,
+        title=found.table.title,
+        origin=read.origin,
+        matched=len(ours),
+        resized=said,
+        new=new,
+        ignored=found.ignored,
+        notes=[*read.notes, *_numerics_notes(model, read)],
+        card=read.card,
+    )
+
+
+def _convert(
+    model: nn.Module, read: Source, *, new_head: bool
+) -> tuple[dict[str, Tensor], convert.Plan, list[str], list[str]]:
+    """Return (tensors under our names, plan, names left fresh, what was fitted); raises on anything that differs."""
+    config = _config(model)
+    wanted = {name: t.shape for name, t in model.state_dict().items()}
+    tables = tables_for(config)
+    found = convert.detect(tables, wanted, read.tensors)
+    if found.faults and config.pos_embed == "sincos2d":  # other libraries store fixed positions too
+        found = min(found, convert.detect(tables, [*wanted, "pos_embed"], read.tensors), key=lambda p: p.faults)
+    new = convert.excuse_head(found, model_has_head=config.num_classes > 0, new_head=new_head)
+    convert.require_complete(found, read.origin, _hint(read.tensors))
+    ours = convert.to_ours(found, read.tensors, numbers_of(config))
+    if config.pos_embed == "sincos2d":
+        fit.fit_fixed_positions(ours, model)
+    said = fit.fit_positions(ours, model, read.grid)
+    new += fit.fit_head(ours, model, new_head=new_head)
+    convert.require_shapes(ours, wanted, read.origin, _hint(ours))
+    convert.require_finite(ours, read.origin)
+    return ours, found, new, said
+
+
+def _config(model: nn.Module) -> Any:
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "num_classes"):
+        raise WeightsError(f"expected a model of vitrail.models, got {type(model).__name__}")
+    return config
+
+
+def numbers_of(config: Any) -> dict[str, int]:
+    """Return the numbers that transforms may need."""
+    return {"num_heads": config.num_heads}
+
+
+def _hint(tensors: Mapping[str, Tensor]) -> str:
+    """Say which of our models has the sizes of a ViT's tensors under our names, or ""."""
+    kernel, depth = tensors.get("patch_embed.proj.weight"), 0
+    if kernel is None or kernel.ndim != 4:
+        return ""
+    while f"blocks.{depth}.norm1.weight" in tensors:
+        depth += 1
+    width, patch = kernel.shape[0], kernel.shape[-1]
+    distilled = "dist_token" in tensors
+    names = [
+        n
+        for n, c in variants().items()
+        if (c.embed_dim, c.depth, c.patch_size) == (width, depth, patch) and ("distilled" in n) == distilled
+    ]
+    sizes = f"the file holds width {width}, depth {depth}, patch {patch}"
+    return f"{sizes}: create {names[0]!r} or set these." if names else f"{sizes}: create the model with these."
+
+
+def _numerics_notes(model: nn.Module, read: Source) -> list[str]:
+    """Say where the weights were made with another epsilon or GELU than the model computes with."""
+    if read.card is None:
+        return []
+    own = _config(model).numerics
+    return [
+        f"the weights were made with {name}={value}, the model computes with {getattr(own, name)}"
+        for name, value in read.card.numerics.items()
+        if hasattr(own, name) and name in ("norm_eps", "gelu") and getattr(own, name) != value
+    ]
+
+
+def export_weights(model: nn.Module, layout: str) -> dict[str, Tensor]:
+    """Return the model's tensors under the names of ``layout``: "vitrail", "timm", "transformers" or "original".
+
+    "transformers" gives the names of Hub files; a model without a classifier gives those of ``ViTModel``. "original"
+    is the Flax ``.npz`` of vision_transformer (its big_vision form where positions or pooling ask for it), and the
+    ``.pth`` of DeiT for the distilled form and DeiT III.
+
+    Raises:
+        UsageError: an unknown layout.
+        WeightsError: the layout has no place for a part of this model.
+    """
+    config = _config(model)
+    known = layouts(config)
+    if layout not in known:
+        raise UsageError(f"unknown layout {layout!r}.{did_you_mean(layout, known)} Known: {', '.join(known)}.")
+    tensors = {k: v.detach() for k, v in fit.fit_for_export(model, layout).items()}
+    candidates = [t for t in tables_for(config) if t.layout == layout]
+    table = min(candidates, key=lambda t: _misfit(t, tensors, config))
+    return convert.to_theirs(table, tensors, numbers_of(config))
+
+
+def _misfit(table: convert.Table, tensors: Mapping[str, Tensor], config: Any) -> tuple[int, bool, bool]:
+    """Order tables by how much of the model they cannot express, then by convention."""
+    made = convert.plan(table, tensors)
+    headless = config.num_classes == 0
+    names_head = any(e.ours.startswith("head.") for e in table.entries)
+    new_style = config.pos_embed == "learn_patches" or config.global_pool != "token"
+    return len(made.unmapped), headless == names_head, new_style != ("big_vision" in table.title)
+
+
+def load_pretrained(model: nn.Module, name: str, source: str | Path | bool, *, new_head: bool) -> LoadReport:
+    """Load what ``create_model(name, pretrained=source)`` names; True is the origin on the card of ``name``.
+
+    Raises :class:`WeightsError` if the model has no public weights, or as :func:`load_weights` does.
+    """
+    if source is True:
+        from .cards import card_for
+
+        source = f"hf-hub:{card_for(name, with_weights=True).hub_id}"
+    return load_weights(model, str(source), new_head=new_head)

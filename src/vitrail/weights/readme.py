@@ -1,0 +1,50 @@
+"""The model card: README.md with the YAML front matter that the hub reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from ..classes import ClassMap
+from .cards import Card
+
+
+def model_card(card: Card, config: Any, classes: ClassMap | None) -> str:
+    """Return the text of README.md."""
+    front: dict[str, Any] = {
+        "license": card.licence or "unknown",
+        "library_name": "vitrail",
+        "pipeline_tag": "image-classification" if config.num_classes else "image-feature-extraction",
+        "tags": ["vitrail", "timm", "vision-transformer"],
+    }
+    if card.hub_id:
+        front["base_model"] = card.hub_id
+    name = card.name or type(config).__name__
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip(),
+        "---",
+        f"# {name}",
+        "",
+        f"- Architecture: width {config.embed_dim}, depth {config.depth}, {config.num_heads} heads,"
+        f" patch {config.patch_size}, made for {config.img_size[0]} x {config.img_size[1]} pixels",
+        f"- Classes: {config.num_classes}" + (f" ({classes.summary()})" if classes else ""),
+        f"- Images: {card.input_size[0]} x {card.input_size[1]}, {card.interpolation}, {card.crop_mode}"
+        f" (crop_pct {card.crop_pct:g}), mean {list(card.mean)}, std {list(card.std)}",
+        f"- Licence: {card.licence or 'unknown'}",
+        f"- Origin: {card.origin or card.hub_id or 'trained from scratch'}"
+        + (f" (commit {card.revision})" if card.revision else ""),
+        "",
+        "Made with Vitrail. Use it:",
+        "",
+        "```python",
+        "import vitrail",
+        'predictor = vitrail.load("path/to/this/folder")',
+        'predictor("image.jpg")',
+        "```",
+        "",
+        'timm reads it too: `timm.create_model("local-dir:path/to/this/folder", pretrained=True)`.',
+        "",
+    ]
+    return "\n".join(lines)
