@@ -21,11 +21,11 @@ from vitrail.classes import ClassMap
 from vitrail.errors import DataError, UsageError, VitrailError, require_known
 from vitrail.explain.geometry import pair, patch_layout
 from vitrail.explain.maps import Method, attention_maps, scale01
+from vitrail.explain.preprocess import Preprocess
 from vitrail.weights.cards import Card
 
 from .explanation import Explanation
 from .inputs import Images, Item, is_single, items_of
-from .preprocess import Preprocess
 from .results import ClassificationResult
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

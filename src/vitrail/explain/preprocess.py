@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.explain.draw import Box
 from vitrail.weights.cards import Card
+
+from .draw import Box
 
 
 @dataclass(frozen=True)
