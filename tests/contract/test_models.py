@@ -76,7 +76,9 @@ def test_evaluation_is_deterministic(name):
     model = randomise(models.create_model(name, drop_rate=0.2, drop_path_rate=0.2)).eval()
     with torch.inference_mode():
         assert torch.equal(model(images()), model(images()))
-        changed = [torch.equal(a, b) for a, b in zip(*(outputs(model.train()(images())) for _ in range(2)), strict=True)]
+        changed = [
+            torch.equal(a, b) for a, b in zip(*(outputs(model.train()(images())) for _ in range(2)), strict=True)
+        ]
     assert not any(changed), "drop_rate and drop_path_rate change nothing in training"
 
 

@@ -104,7 +104,7 @@ def _merge_causal(keep: Tensor | None, n: int, m: int, device: torch.device) -> 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
     """Return the softmax weights (B, H, N, M); a row of nothing but -inf gives zeros, as the fused kernel does."""
-    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT
     if mask is None:
         return scores.softmax(-1)
     scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
