@@ -1,0 +1,101 @@
+"""`vitrail convert`: other people's weight files into a folder that everybody can read, and back into their names."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+from .console import Json, result, say
+from .settings import parse_pair
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..classes import ClassMap
+    from ..weights import Card
+
+
+class Layout(str, Enum):
+    """Whose names the tensors of a single file get."""
+
+    timm = "timm"
+    transformers = "transformers"
+    original = "original"
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="A .pth, .pt, .bin, .npz or .safetensors file, a folder, or hf-hub:org/name.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", help="A new folder; or a .safetensors file, with --layout.")
+    ],
+    model: Annotated[str | None, typer.Option(help="The architecture of a file (a folder says its own).")] = None,
+    layout: Annotated[Layout | None, typer.Option(help="Whose names a .safetensors file gets.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A field of the model's config, such as num_classes=5."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn weights into a Vitrail folder, or into one file in another library's names."""
+    to_file = target.suffix == ".safetensors"
+    if to_file and layout is None:
+        raise UsageError("expected --layout with a .safetensors target; mend: --layout timm, transformers or original")
+    if layout is not None and not to_file:
+        raise UsageError(f"--layout has no effect on a folder; mend: name a .safetensors file, or leave --layout out")
+    if target.exists():
+        raise UsageError(f"expected a target that does not exist yet, got {str(target)!r}; mend: another name")
+    network, card, classes = _read(source, model, dict(parse_pair(pair) for pair in settings or []))
+    count = _write(network, card, classes, target, layout)
+    say(f"wrote {target.resolve()} ({count} tensors)")
+    if not to_file and classes is None:
+        say("It has no class names: answers will be called 'class 0', 'class 1', ...")
+    if not to_file:
+        say(f"Use it:  vitrail predict {target} IMAGE")
+    result("convert", as_json, target=target.resolve(), tensors=count, model=card.name)
+
+
+def _read(source: str, name: str | None, fields: dict[str, object]) -> tuple[nn.Module, Card, ClassMap | None]:
+    if Path(source).is_dir() or not Path(source).exists():
+        from ..weights import load_model
+
+        if name is not None or fields:
+            raise UsageError("--model and --set are for single files; a folder says what it holds; mend: leave them out")
+        from .source import existing
+
+        return load_model(existing(source))
+    if name is None:
+        raise UsageError("expected --model with a single file, since it does not name its architecture; see vitrail models")
+    from ..models import create_model
+    from ..weights import card_for, load_weights
+
+    network = create_model(name, **fields)
+    report = load_weights(network, source)
+    say(str(report))
+    card = report.card or _card(card_for(name), network)
+    return network, card, None
+
+
+def _card(card: Card, network: nn.Module) -> Card:
+    """Fit the card of an architecture to this network; who made a bare file is not known."""
+    from dataclasses import replace
+
+    return replace(card, input_size=network.config.img_size, licence=None, origin=None, hub_id=None)
+
+
+def _write(network: nn.Module, card: Card, classes: ClassMap | None, target: Path, layout: Layout | None) -> int:
+    from ..weights import export_weights, save_folder
+
+    if layout is None:
+        save_folder(target, network, card=card, classes=classes)
+        return len(network.state_dict())
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.contiguous().clone() for name, tensor in export_weights(network, layout.value).items()}
+    save_file(tensors, target, metadata={"format": "pt"})
+    return len(tensors)

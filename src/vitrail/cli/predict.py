@@ -1,0 +1,57 @@
+"""`vitrail predict`: classify files, folders and globs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import DataError, UsageError
+from .console import Json, partial_result, result, say, table
+from .source import open_predictor
+
+
+def predict(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, model folder or hf-hub:org/name.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, folders or patterns like 'x/*.png'.")],
+    top: Annotated[int, typer.Option(help="How many classes to show for each image.", min=1)] = 3,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the answers as CSV.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    batch: Annotated[int, typer.Option(help="Images through the model at once.", min=1)] = 32,
+    img_size: Annotated[str | None, typer.Option(help="224 or 224x192; default: the model's own.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Classify images with a trained model."""
+    from ..infer import results_to_csv, table_rows
+
+    _require_images(images)
+    if csv is not None:
+        _require_folder_of(csv)
+    predictor = open_predictor(model, device=device, batch=batch, img_size=img_size)
+    answers = list(predictor.stream(images))
+    if csv is not None:
+        say(f"wrote {results_to_csv(answers, csv, top=top).resolve()}")
+    else:
+        heads, rows = table_rows(answers, top=top)
+        table(heads, rows, right=("score",))
+    broken = [answer for answer in answers if not answer.ok]
+    predictions = [answer.to_json(top=top) for answer in answers]
+    if broken:
+        error = DataError(
+            f"{len(broken)} of {len(answers)} images could not be used, the first: {broken[0].name}: {broken[0].error}"
+        )
+        partial_result("predict", as_json, error, predictions=predictions)
+    result("predict", as_json, predictions=predictions)
+
+
+def _require_images(images: list[str]) -> None:
+    """Refuse a path that is not there before a model is loaded; patterns are the reader's business."""
+    for path in images:
+        if not Path(path).exists() and not any(c in path for c in "*?["):
+            raise DataError(f"expected an image, a folder or a pattern, got {path!r}, which does not exist; mend: check the path")
+
+
+def _require_folder_of(csv: Path) -> None:
+    if not csv.absolute().parent.is_dir():
+        raise UsageError(f"expected a folder that exists for --csv, got {str(csv.parent)!r}; mend: make it first")

@@ -1,0 +1,69 @@
+"""`vitrail train`: a folder of images, a built-in set or a recipe in; a trained model and its report out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError
+from .console import Json
+from .finish import finish
+from .settings import gather, split_pairs
+
+
+def train(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA | RECIPE.yaml [KEY=VALUE]...",
+            help="A folder, a CSV or parquet file, a built-in name (digits), or a recipe; then any settings.",
+        ),
+    ],
+    data: Annotated[str | None, typer.Option(help="The data, where the argument is a recipe.")] = None,
+    model: Annotated[str | None, typer.Option(help="A name of `vitrail models`.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Times through the training images.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images an update.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    img_size: Annotated[str | None, typer.Option(help="224, or height x width: 224x192.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run's folder.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder that holds all runs; default: runs.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting of a recipe.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model on your images."""
+    options = {
+        "data": data,
+        "model": model,
+        "epochs": epochs,
+        "batch": batch,
+        "lr": lr,
+        "img-size": img_size,
+        "device": device,
+        "seed": seed,
+        "name": name,
+        "out": out,
+    }
+    paths, pairs = split_pairs(words)
+    if len(paths) > 1:
+        raise UsageError(f"expected one data set or recipe, got {len(paths)}: {', '.join(paths)}")
+    recipe: Path | None = None
+    if paths and Path(paths[0]).suffix.lower() in (".yaml", ".yml"):
+        recipe = Path(paths[0])
+    elif paths and data is not None:
+        raise UsageError(f"the data is given twice: {paths[0]} and --data {data}; mend: keep one")
+    elif paths:
+        options["data"] = paths[0]
+    changes = gather(options, [*pairs, *(settings or [])])
+    if recipe is None and "data.source" not in changes:
+        raise UsageError("expected data to train on, got none; mend: vitrail train FOLDER, or vitrail train digits")
+
+    from ..training.recipe import Recipe
+    from ..training.run import train as run
+
+    finish("train", as_json, run(Recipe.load(recipe or {}, changes)))
