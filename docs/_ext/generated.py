@@ -1,0 +1,124 @@
+"""Directives that write tables from the code itself, so that the pages cannot drift from it.
+
+``{recipe-reference}``: every setting of a training recipe, from the ``Recipe`` model.
+``{model-table}``: every model with its parameters and multiply-adds.
+``{exit-codes}``: the errors and their codes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+
+class Generated(SphinxDirective):
+    """Parses the MyST lines that :meth:`lines` returns in place."""
+
+    def lines(self) -> list[str]:
+        raise NotImplementedError
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_content_to_nodes(self.lines())
+
+    def parse_content_to_nodes(self, lines: list[str]) -> list[nodes.Node]:
+        holder = nodes.section()
+        holder.document = self.state.document
+        self.state.nested_parse(StringList(lines, source="generated"), 0, holder)
+        return holder.children
+
+
+def cell(text: object) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ").strip()
+
+
+def type_name(annotation: Any) -> str:
+    """Return a type as a user would write it: ``int``, ``"a" | "b"``, ``list of float``."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return type_name(arguments[0])
+    if origin is typing.Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(type_name(a) for a in arguments)
+    if origin in (list, tuple):
+        return f"{origin.__name__} of {', '.join(dict.fromkeys(type_name(a) for a in arguments if a is not ...))}"
+    if origin is dict:
+        return "mapping"
+    if annotation is type(None):
+        return "nothing"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def settings(model: Any, prefix: str = "") -> typing.Iterator[tuple[str, str, str, str]]:
+    """Yield key, type, default and meaning of every field, nested ones with their dotted key."""
+    from pydantic import BaseModel
+    from pydantic_core import PydanticUndefined
+
+    for name, field in model.model_fields.items():
+        nested = [a for a in (field.annotation, *typing.get_args(field.annotation)) if inspect.isclass(a)]
+        nested = [a for a in nested if issubclass(a, BaseModel)]
+        if nested:
+            yield from settings(nested[0], f"{prefix}{name}.")
+            continue
+        default = field.default_factory() if field.default_factory else field.default
+        shown = "needed" if default is PydanticUndefined else f"`{default!r}`"
+        yield f"{prefix}{name}", type_name(field.annotation), shown, field.description or ""
+
+
+class RecipeReference(Generated):
+    """Every setting of a recipe."""
+
+    def lines(self) -> list[str]:
+        from vitrail.training.recipe import Recipe
+
+        rows = [f"| `{key}` | {cell(kind)} | {cell(default)} | {cell(text)} |" for key, kind, default, text in settings(Recipe)]
+        return ["| setting | value | default | meaning |", "| --- | --- | --- | --- |", *rows]
+
+
+class ModelTable(Generated):
+    """Every model with what it costs."""
+
+    def lines(self) -> list[str]:
+        import torch
+
+        from vitrail.cli.models import _describe
+        from vitrail.models import list_models
+
+        torch.set_num_threads(1)
+        rows = ["| model | parameters | GFLOPs | image | patch | width | depth | heads |", "| --- " + "| ---: " * 7 + "|"]
+        for name in list_models():
+            row = _describe(name)
+            config = row["config"]
+            rows.append(
+                f"| `{name}` | {row['params'] / 1e6:.1f} M | {row['gflops']:.2f} | {row['img_size'][0]} | "
+                f"{row['patch_size']} | {config['embed_dim']} | {config['depth']} | {config['num_heads']} |"
+            )
+        return rows
+
+
+class ExitCodes(Generated):
+    """The error classes, their codes and what they mean."""
+
+    def lines(self) -> list[str]:
+        from vitrail import errors
+
+        kinds = [errors.VitrailError, errors.UsageError, errors.DataError, errors.WeightsError, errors.ExportError]
+        rows = ["| code | raised in Python as | meaning |", "| ---: | --- | --- |", "| 0 | | fine |"]
+        for kind in kinds:
+            meaning = (kind.__doc__ or "").split(" (exit code")[0].splitlines()[0]
+            rows.append(f"| {kind.exit_code} | `vitrail.errors.{kind.__name__}` | {cell(meaning)} |")
+        return [*rows, "| 130 | `KeyboardInterrupt` | you pressed Ctrl-C |", "| 143 | | the process was told to terminate |"]
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("recipe-reference", RecipeReference)
+    app.add_directive("model-table", ModelTable)
+    app.add_directive("exit-codes", ExitCodes)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
