@@ -18,6 +18,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _TIMM_FIELDS = ("patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio", "init_values")
 _TIMM_READ = {*_TIMM_FIELDS, "img_size", "class_token", "no_embed_class", "global_pool", "fc_norm", "act_layer"}
+_TIMM_READ |= {"pool_include_prefix"}
 _TIMM_IDLE = {  # arguments without effect on what the weights compute, or on by default here
     "drop_rate",
     "drop_path_rate",
@@ -29,7 +30,6 @@ _TIMM_IDLE = {  # arguments without effect on what the weights compute, or on by
     "strict_img_size",
     "weight_init",
     "fix_init",
-    "pool_include_prefix",
     "qkv_bias",
 }
 _NOT_TIMM = ("vit_pico_", "vit_nano_", "vit_micro_", "vit_enormous_", "test_")
@@ -60,6 +60,7 @@ def to_timm(name: str, config: Any) -> tuple[str, dict[str, Any]]:
         args["no_embed_class"] = config.pos_embed != "learn"
         args["global_pool"] = "avg" if config.global_pool == "gap" else config.global_pool
         args["fc_norm"] = config.global_pool == "avg"
+        args["pool_include_prefix"] = config.global_pool == "map" and config.class_token
     if config.numerics.gelu == "tanh":
         args["act_layer"] = "gelu_tanh"
     stand_in = "deit_tiny_distilled_patch16_224" if distilled else "vit_tiny_patch16_224"
@@ -87,6 +88,12 @@ def from_timm(data: Mapping[str, Any], shapes: Shapes) -> Any:
     if type(base).__name__ != "DeiTConfig":
         pool = args.get("global_pool", data.get("global_pool", base.global_pool))
         changes |= _seen(shapes, configure(base, changes), str(pool))
+        pooled = changes["global_pool"] != "token" and changes["class_token"]
+        if pooled and bool(args.get("pool_include_prefix")) != (changes["global_pool"] == "map"):
+            raise WeightsError(
+                f"timm's {name} pools {changes['global_pool']!r} {'with' if args.get('pool_include_prefix') else 'without'}"
+                " the class token; Vitrail's attention pool sees it and its mean does not."
+            )
     return configure(base, changes)
 
 
@@ -205,7 +212,7 @@ def name_of(config: Any) -> str:
 def is_variant(name: str, config: Any) -> bool:
     """Whether a config is the variant ``name``, whatever its image size, channels, classes, rates and numerics."""
     known = variants().get(name)
-    if type(known) is not type(config):
+    if known is None or type(known) is not type(config):
         return False
     free = ("img_size", "in_chans", "num_classes", "drop_rate", "drop_path_rate", "numerics")
     return all(getattr(known, f.name) == getattr(config, f.name) for f in fields(config) if f.name not in free)

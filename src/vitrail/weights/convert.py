@@ -36,7 +36,7 @@ SAME = Transform("same", lambda parts, n: parts[0], lambda t, count, n: [t])
 TRANSPOSE = Transform("transpose", lambda parts, n: parts[0].T, lambda t, count, n: [t.T])
 CONCAT = Transform("concat", lambda parts, n: torch.cat(list(parts)), lambda t, count, n: t.chunk(count))
 Q_KV = Transform(  # queries apart, keys and values together
-    "q and kv", lambda parts, n: torch.cat(list(parts)), lambda t, count, n: t.split([len(t) // 3, 2 * len(t) // 3])
+    "q and kv", lambda parts, n: torch.cat(list(parts)), lambda t, count, n: (t[: len(t) // 3], t[len(t) // 3 :])
 )
 HWIO = Transform(  # Flax convolution kernel (h, w, in, out) -> (out, in, h, w)
     "hwio", lambda parts, n: parts[0].permute(3, 2, 0, 1), lambda t, count, n: [t.permute(2, 3, 1, 0)]

@@ -62,12 +62,13 @@ def read_foreign(path: str | Path, *, key: str | None = None) -> Foreign:
 def _run_child(source: Path, scratch: Path, key: str | None) -> list[str]:
     size = source.stat().st_size
     seconds = SECONDS_FLOOR + size // 20_000_000
+    memory = MEMORY_FLOOR + 6 * size
     order = {
         "source": str(source),
         "out": str(scratch / "tensors.safetensors"),
         "report": str(scratch / "report.json"),
         "key": key,
-        "memory": MEMORY_FLOOR + 6 * size,
+        "memory": memory,
         "seconds": seconds,
     }
     keep = ("PATH", "HOME", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT", "VIRTUAL_ENV", "LANG")
@@ -89,7 +90,7 @@ def _run_child(source: Path, scratch: Path, key: str | None) -> list[str]:
     if not report.exists():
         raise WeightsError(
             f"{source.name} could not be read within its limits (the reader ended with {done.returncode}: it ran out of"
-            f" its {order['memory'] // GIB} GiB, or crashed). mend: the file is damaged or made to do harm."
+            f" its {memory // GIB} GiB, or crashed). mend: the file is damaged or made to do harm."
         )
     said = json.loads(report.read_text(encoding="utf-8"))
     if said["error"]:
