@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from vitrail.data.transforms import EvalCrop, resize
 from vitrail.weights.cards import Card
 
 from .draw import Box
@@ -21,26 +22,23 @@ from .draw import Box
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize, crop and normalise to ``size`` (H, W) as ``card`` says."""
+    """Resize, crop and normalise to ``size`` (H, W) as ``card`` says.
+
+    Raises :class:`UsageError` when first used if the card asks for an interpolation that the data code lacks.
+    """
 
     card: Card
     size: tuple[int, int]
 
     @cached_property
-    def _crop(self) -> Any:
-        from vitrail.data.transforms import EvalCrop
-
-        return EvalCrop(
-            self.size,
-            crop_pct=self.card.crop_pct,
-            interpolation=self.card.interpolation,
-            mode=self.card.crop_mode,
-        )
+    def _crop(self) -> EvalCrop:
+        return EvalCrop(self.size, self.card.crop_pct, self.card.interpolation)
 
     def crop(self, image: Tensor) -> Tensor:
         """Turn uint8 (3, h, w) into uint8 (3, H, W)."""
-        cropped: Tensor = self._crop(image)
-        return cropped
+        if self.card.crop_mode == "squash":
+            return resize(image, self.size, self.card.interpolation)
+        return self._crop(image[None], np.zeros((1, 0)))[0]
 
     def batch(self, crops: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
         """Stack and normalise crops to (B, 3, H, W) of ``dtype`` on ``device``."""
@@ -59,6 +57,7 @@ class Preprocess:
         shown_h, shown_w = covered or self.size
         if self.card.crop_mode == "squash":
             return 0.0, 0.0, width * shown_w / self.size[1], height * shown_h / self.size[0]
-        scale = max(self.size[0] / height, self.size[1] / width) / self.card.crop_pct
-        x0, y0 = (width - self.size[1] / scale) / 2, (height - self.size[0] / scale) / 2
-        return x0, y0, x0 + shown_w / scale, y0 + shown_h / scale
+        whole_h, whole_w = self._crop.resized(height, width)
+        top, left = round((whole_h - self.size[0]) / 2), round((whole_w - self.size[1]) / 2)
+        x, y = width / whole_w, height / whole_h
+        return left * x, top * y, (left + shown_w) * x, (top + shown_h) * y
