@@ -179,9 +179,8 @@ class TestModule:
     def test_cached_equals_uncached(self, steps):
         attn = Attention(C, H).eval()
         x = torch.randn(B, 6, C)
-        cache, parts = KVCache(), []
-        for part in x.split(steps, dim=1):
-            parts.append(attn(part, causal=True, cache=cache))
+        cache = KVCache()
+        parts = [attn(part, causal=True, cache=cache) for part in x.split(steps, dim=1)]
         torch.testing.assert_close(torch.cat(parts, 1), attn(x, causal=True))
         assert cache.length == 6
 
