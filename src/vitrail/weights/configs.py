@@ -91,8 +91,8 @@ def from_timm(data: Mapping[str, Any], shapes: Shapes) -> Any:
         pooled = changes["global_pool"] != "token" and changes["class_token"]
         if pooled and bool(args.get("pool_include_prefix")) != (changes["global_pool"] == "map"):
             raise WeightsError(
-                f"timm's {name} pools {changes['global_pool']!r} {'with' if args.get('pool_include_prefix') else 'without'}"
-                " the class token; Vitrail's attention pool sees it and its mean does not."
+                f"timm's {name} has global_pool={changes['global_pool']!r} beside a class token and pool_include_prefix="
+                f"{args.get('pool_include_prefix')}; in Vitrail attention pooling sees that token, the mean does not."
             )
     return configure(base, changes)
 

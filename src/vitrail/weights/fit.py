@@ -18,7 +18,7 @@ Grid = tuple[int, int]
 PREFIX_TOKENS = ("cls_token", "dist_token")
 
 
-def fit_positions(tensors: dict[str, Tensor], model: Any, grid: Grid | None) -> list[str]:
+def fit_positions(tensors: dict[str, Tensor], model: Any, grid: Grid | None, layout: str = "") -> list[str]:
     """Make ``pos_embed`` (1, P, C) fit the model, in place; returns sentences that say what was done.
 
     A table with rows for the prefix tokens, in a model whose prefix tokens have none, adds them to the tokens (and the
@@ -29,6 +29,7 @@ def fit_positions(tensors: dict[str, Tensor], model: Any, grid: Grid | None) -> 
         tensors: what was read, under our names.
         model: a ViT-like model.
         grid: the grid the file was made for, if its card says; otherwise it is worked out from the row count.
+        layout: the file's layout; transformers always has rows for prefix tokens, others may not.
     """
     table = tensors.get("pos_embed")
     own = dict(model.named_parameters()).get("pos_embed")
@@ -37,7 +38,8 @@ def fit_positions(tensors: dict[str, Tensor], model: Any, grid: Grid | None) -> 
     config = model.config
     prefix, said = model.num_prefix_tokens, []
     rows = prefix if config.pos_embed == "learn" else 0
-    file_rows, old = _file_grid(table.shape[1], prefix, grid, model.base_grid, rows)
+    choices = (prefix,) if layout == "transformers" else tuple(dict.fromkeys((rows, prefix, 0)))
+    file_rows, old = _file_grid(table.shape[1], choices, grid, model.base_grid)
     head, patches = table[:, :file_rows], table[:, file_rows:]
     if file_rows and not rows:
         for row, name in enumerate(PREFIX_TOKENS[:prefix]):
@@ -55,19 +57,18 @@ def fit_positions(tensors: dict[str, Tensor], model: Any, grid: Grid | None) -> 
     return said
 
 
-def _file_grid(count: int, prefix: int, grid: Grid | None, own: Grid, own_rows: int) -> tuple[int, Grid]:
-    """Return (rows of prefix tokens, grid) of a table with ``count`` rows."""
-    candidates = dict.fromkeys((own_rows, prefix, 0))
-    for rows in candidates:
+def _file_grid(count: int, choices: tuple[int, ...], grid: Grid | None, own: Grid) -> tuple[int, Grid]:
+    """Return (rows of prefix tokens, grid) of a table with ``count`` rows; likelier row counts come first."""
+    for rows in choices:
         if grid is not None and count - rows == grid[0] * grid[1]:
             return rows, grid
-    if grid is None and count - own_rows == own[0] * own[1]:
-        return own_rows, own
-    for rows in candidates:
+    if grid is None and count - choices[0] == own[0] * own[1]:
+        return choices[0], own
+    for rows in choices:
         side = math.isqrt(max(count - rows, 0))
         if side and side * side == count - rows:
             return rows, (side, side)
-    for rows in candidates:
+    for rows in choices:
         if count - rows == own[0] * own[1]:
             return rows, own
     raise WeightsError(

@@ -66,9 +66,15 @@ def _leave_network() -> None:
 
 
 def _read(source: Path, out: Path, key: str | None) -> list[str]:
-    from safetensors.torch import save_file
+    found: dict[str, Any]
+    if source.suffix == ".npz":
+        from safetensors.numpy import save_file
 
-    found, notes = _read_npz(source) if source.suffix == ".npz" else _read_torch(source, key)
+        found, notes = _read_npz(source)
+    else:
+        from safetensors.torch import save_file
+
+        found, notes = _read_torch(source, key)
     if not found:
         raise Refused("holds no tensors. mend: it is not a file of weights.")
     save_file(found, out)
@@ -221,26 +227,18 @@ def _read_npz(source: Path) -> tuple[dict[str, Any], list[str]]:
     try:
         with np.load(source, allow_pickle=False) as archive:
             for name in archive.files:
-                tensor = _from_numpy(name, archive[name], notes)
-                if tensor is not None:
-                    found[name] = tensor
+                array = archive[name]
+                if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # how numpy stores JAX's bfloat16
+                    found[name] = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+                elif array.dtype.kind == "f":
+                    found[name] = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+                else:
+                    notes.append(f"left out {name}, an array of {array.dtype}")
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         if "allow_pickle" in str(error) or "Object arrays" in str(error):
             raise Refused("holds pickled objects, so it was not opened. mend: save arrays of numbers only.") from None
         raise Refused(f"is a damaged .npz file ({error}). mend: fetch it again.") from None
     return found, notes
-
-
-def _from_numpy(name: str, array: Any, notes: list[str]) -> Any:
-    import numpy as np
-    import torch
-
-    if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # how numpy stores JAX's bfloat16
-        return torch.from_numpy(array.view(np.uint16).astype(np.int32) << 16).view(torch.float32)
-    if array.dtype.kind == "f":
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
-    notes.append(f"left out {name}, an array of {array.dtype}")
-    return None
 
 
 if __name__ == "__main__":

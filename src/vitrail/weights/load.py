@@ -115,7 +115,7 @@ def _convert(
     ours = convert.to_ours(found, read.tensors, numbers_of(config))
     if config.pos_embed == "sincos2d":
         fit.fit_fixed_positions(ours, model)
-    said = fit.fit_positions(ours, model, read.grid)
+    said = fit.fit_positions(ours, model, read.grid, found.table.layout)
     new += fit.fit_head(ours, model, new_head=new_head)
     convert.require_shapes(ours, wanted, read.origin, _hint(ours))
     convert.require_finite(ours, read.origin)
