@@ -10,12 +10,15 @@ import typer
 
 from ..errors import DataError, UsageError
 from .console import Json, partial_result, result, say
+from .heldout import held_out, recipe_of
 from .source import open_predictor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..infer import Predictor
+
+MOST_MEASURED = 128  # images that attention distance is averaged over, as in the paper
 
 
 class Method(str, Enum):
@@ -28,44 +31,58 @@ class Method(str, Enum):
 
 def explain(
     model: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, model folder or hf-hub:org/name.")],
-    images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]...", help="Files, folders or patterns.")] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[IMAGE]...", help="Files, folders or patterns; none: held-out images of the run."),
+    ] = None,
     method: Annotated[
         Method | None, typer.Option(help="rollout: attention through all layers; class-token: the last layer's.")
     ] = None,
     per_head: Annotated[bool, typer.Option("--per-head", help="Also draw each head (method class-token).")] = False,
     figures: Annotated[
-        bool, typer.Option("--figures", help="Draw patch filters, position similarity and, given images, attention distance.")
+        bool, typer.Option("--figures", help="Draw patch filters, position similarity and attention distance instead.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the pictures go; default: explain/ in RUN.")] = None,
+    data: Annotated[str | None, typer.Option(help="Where held-out images come from; default: the run's data.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where pictures go; default: explain/ in RUN.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Draw attention over images, and the known figures of a model."""
+    """Draw attention over images, or the known figures of a model."""
     images = images or []
-    if not images and not figures:
-        raise UsageError("expected an image to explain, or --figures; mend: vitrail explain RUN IMAGE")
-    if not images and (method or per_head):
-        raise UsageError("--method and --per-head are for images, got none; mend: name an image")
-    if per_head and method is not Method.class_token:
-        raise UsageError("--per-head needs the heads apart; mend: add --method class-token")
+    _require_sense(images, method, per_head, figures, data)
     predictor = open_predictor(model, device=device)
-    folder = _folder(model, out)
-    drawn, broken = _draw_each(predictor, images, method or Method.rollout, per_head, folder)
-    known = _draw_known(predictor, images, folder) if figures else []
-    for path in [*(path for one in drawn for path in one["pictures"]), *known]:
+    folder = out or (Path(model) / "explain" if Path(model).is_dir() else Path("explain"))
+    if figures:
+        drawn, broken, paths = [], [], _draw_figures(predictor, model, images, data, folder)
+    elif images:
+        drawn, broken = _draw_each(predictor, images, method or Method.rollout, per_head, folder)
+        paths = [path for one in drawn for path in one["pictures"]]
+    else:
+        from .samples import draw_samples
+
+        broken = []
+        drawn, path = draw_samples(predictor, held_out(model, data), (method or Method.rollout).name, folder)
+        paths = [path]
+    for path in paths:
         say(path)
-    facts = {"folder": folder.resolve(), "explanations": drawn, "figures": known}
+    facts: dict[str, Any] = {"pictures": paths, "explanations": drawn}
     if broken:
-        error = DataError(f"{len(broken)} of {len(broken) + len(drawn)} images could not be used:\n" + "\n".join(broken))
-        partial_result("explain", as_json, error, **facts)
+        words = f"{len(broken)} of {len(broken) + len(drawn)} images could not be used:\n" + "\n".join(broken)
+        partial_result("explain", as_json, DataError(words), **facts)
     result("explain", as_json, **facts)
 
 
-def _folder(model: str, out: Path | None) -> Path:
-    source = Path(model)
-    folder = out or (source / "explain" if source.is_dir() else Path("explain"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _require_sense(images: list[str], method: Method | None, per_head: bool, figures: bool, data: str | None) -> None:
+    """Refuse options that would have no effect."""
+    if images and data is not None:
+        raise UsageError("--data has no effect beside images; mend: leave one out")
+    if figures and (method or per_head):
+        raise UsageError("--method and --per-head have no effect on --figures; mend: two calls")
+    if per_head and (not images or method is not Method.class_token):
+        raise UsageError(
+            "--per-head needs an image and a method that keeps heads apart; "
+            "mend: vitrail explain RUN IMAGE --method class-token --per-head"
+        )
 
 
 def _draw_each(
@@ -79,10 +96,11 @@ def _draw_each(
     taken: set[Path] = set()
     for item in items_of(images):
         try:
-            found = predictor.explain(item.name, method=method.name)
+            found = predictor.explain(Path(item.name), method=method.name)
         except DataError as error:
             broken.append(f"  {item.name}: {error}")
             continue
+        folder.mkdir(parents=True, exist_ok=True)
         pictures = [_free(folder, f"{Path(item.name).stem}-{method.value}", taken)]
         found.plot(pictures[0])
         if per_head:
@@ -102,17 +120,31 @@ def _free(folder: Path, stem: str, taken: set[Path]) -> Path:
     return path
 
 
-def _draw_known(predictor: Predictor, images: list[str], folder: Path) -> list[Path]:
+def _draw_figures(predictor: Predictor, model: str, images: list[str], data: str | None, folder: Path) -> list[Path]:
     from ..explain import draw_figures
 
-    return [path.resolve() for path in draw_figures(predictor.model, folder, images=_batch(predictor, images))]
+    batch = _batch(predictor, model, images, data)
+    if batch is None:
+        say("attention distance is left out: it needs images; mend: name some, or --data")
+    return [path.resolve() for path in draw_figures(predictor.model, folder, images=batch)]
 
 
-def _batch(predictor: Predictor, images: list[str], most: int = 128) -> Tensor | None:
-    """Return up to ``most`` images as the model reads them; None without any (attention distance needs some)."""
+def _batch(predictor: Predictor, model: str, images: list[str], data: str | None) -> Tensor | None:
+    """Return images as the model reads them: those named, or held-out ones; None where there are none."""
     from itertools import islice
 
+    from ..data.decode import BrokenImage
     from ..infer.inputs import items_of
 
-    crops = [predictor.preprocess.crop(item.read()) for item in islice(items_of(images), most)] if images else []
-    return predictor.preprocess.batch(crops, predictor.device, predictor.dtype) if crops else None
+    if images:
+        crops = [predictor.preprocess.crop(item.read()) for item in islice(items_of(images), MOST_MEASURED)]
+    elif data is not None or recipe_of(model) is not None:
+        chosen, crops = held_out(model, data).images, []
+        for i in range(min(MOST_MEASURED, len(chosen))):
+            try:
+                crops.append(predictor.preprocess.crop(chosen.read(i)))
+            except BrokenImage:
+                continue  # `vitrail val` and the data check name it; a mean over the others is what is wanted here
+    else:
+        return None
+    return predictor.preprocess.batch(crops, predictor.device, predictor.dtype)

@@ -37,23 +37,43 @@ def models(
 def _describe(name: str) -> dict[str, Any]:
     from ..models import config_of, config_to_dict
 
-    config, cost = config_of(name), _cost(name)
+    config = config_of(name)
+    params, gflops = _cost(name)
     return {
         "name": name,
-        "params": cost.params,
-        "gflops": round(cost.gflops, 4),
+        "params": params,
+        "gflops": round(gflops, 4),
         "img_size": list(config.img_size),
         "patch_size": config.patch_size,
         "config": config_to_dict(config),
     }
 
 
-def _cost(name: str) -> Cost:
-    from ..metrics.cost import cost
-    from ..models import build, config_of
+def _cost(name: str) -> tuple[int, float]:
+    """Return parameters and GFLOPs of one image.
+
+    All blocks of a network with one ``depth`` are alike, so that depths 1 and 2 tell the rest: a table of fifty models
+    in two seconds instead of ten.
+    """
+    from dataclasses import replace
+
+    from ..models import config_of
 
     config = config_of(name)
-    return cost(lambda: build(config), config.img_size, config.in_chans)
+    depth = getattr(config, "depth", None)
+    if not isinstance(depth, int) or depth <= 2:
+        found = _count(config)
+        return found.params, found.gflops
+    one, two = _count(replace(config, depth=1)), _count(replace(config, depth=2))
+    params = one.params + (depth - 1) * (two.params - one.params)
+    return params, one.gflops + (depth - 1) * (two.gflops - one.gflops)
+
+
+def _count(config: Any) -> Cost:
+    from ..metrics.cost import cost
+    from ..models import build
+
+    return cost(lambda: build(config).requires_grad_(False), config.img_size, config.in_chans)
 
 
 def _show_table(rows: list[dict[str, Any]]) -> None:

@@ -13,9 +13,13 @@ from .finish import finish
 
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
+    force: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="A setting (or `data`) whose change since the run stopped is meant."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Go on with a training that was stopped or killed."""
     from ..training.run import resume as go_on
 
-    finish("resume", as_json, go_on(run))
+    finish("resume", as_json, go_on(run, force=force or []))

@@ -1,0 +1,95 @@
+"""The images that a model is measured and shown on: those it was not trained on, whoever names them.
+
+For the data of its own run that is the test split, or the validation split, cut exactly as the run cut it. Other data
+give their test part, or their val part, or, if they have neither, all of their images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..data.imageset import ImageSet
+    from ..data.sources import Splits
+    from ..training.recipe import Recipe
+
+SPLITS = ("test", "val", "train")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Images, the source they come from, and what they are in words."""
+
+    images: ImageSet
+    source: str
+    split: str
+    words: str
+
+
+def held_out(model: str, data: str | None = None, split: str | None = None) -> HeldOut:
+    """Return the images to measure ``model`` on; :class:`UsageError` if nobody says which."""
+    if split is not None and split not in SPLITS:
+        raise UsageError(f"expected a split of {', '.join(SPLITS)}, got {split!r}")
+    recipe = recipe_of(model)
+    if data is not None and (recipe is None or not _same(data, recipe.data.source)):
+        return _foreign(data, split)
+    if recipe is None:
+        raise UsageError(f"expected --data: {model} is not a run, so it does not say which data it belongs to")
+    return _own(recipe, split)
+
+
+def recipe_of(model: str) -> Recipe | None:
+    """Return the recipe of the run that ``model`` (the run, its best/ or last/) belongs to, or None."""
+    from ..training.recipe import Recipe
+
+    for folder in (Path(model), Path(model).absolute().parent):
+        if (folder / "recipe.yaml").is_file():
+            return Recipe.load(folder / "recipe.yaml", environment={})
+    return None
+
+
+def _same(one: str, other: str) -> bool:
+    return one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve())
+
+
+def _own(recipe: Recipe, split: str | None) -> HeldOut:
+    from ..data.sources import open_dataset
+
+    asked = recipe.data
+    fraction = asked.val_fraction if isinstance(asked.val_fraction, float) else 0.1
+    splits = open_dataset(
+        asked.source,
+        val_fraction=fraction,
+        test_fraction=asked.test_fraction,
+        seed=asked.seed,
+        allow_empty=asked.allow_empty,
+    )
+    name = split or ("val" if splits.test is None else "test")
+    return HeldOut(_part(splits, name, asked.source), asked.source, name, f"the {name} split of {asked.source}")
+
+
+def _part(splits: Splits, name: str, source: str) -> ImageSet:
+    found: ImageSet | None = getattr(splits, name)
+    if found is None:
+        raise UsageError(f"expected data with a {name} split, got {source}, which has none; mend: --split val")
+    return found
+
+
+def _foreign(data: str, split: str | None) -> HeldOut:
+    import numpy as np
+
+    from ..data.imageset import ImageSet
+    from ..data.sources import read_layout
+
+    layout = read_layout(data)
+    name = split or next(name for name in SPLITS if name in layout.parts)
+    if name not in layout.parts:
+        raise UsageError(f"expected data with a {name} split, got {data}, which has only {', '.join(layout.parts)}")
+    part = layout.parts[name]
+    images = ImageSet(part.store, np.arange(len(part.store), dtype=np.int64), part.labels, layout.classes)
+    whole = list(layout.parts) == ["train"]
+    return HeldOut(images, data, name, f"all images of {data}" if whole else f"the {name} split of {data}")
