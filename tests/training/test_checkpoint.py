@@ -55,7 +55,8 @@ def test_writer_makes_files_the_library_reads(tmp_path: Path) -> None:
     back = load_file(tmp_path / "x.safetensors")
     assert back.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert torch.equal(back[name], tensor) and back[name].dtype == tensor.dtype
+        assert torch.equal(back[name], tensor)
+        assert back[name].dtype == tensor.dtype
     import hashlib
 
     assert digest == hashlib.sha256((tmp_path / "x.safetensors").read_bytes()).hexdigest()
@@ -67,7 +68,8 @@ def test_round_trip_and_pruning(store: Checkpoints) -> None:
     store.finish()
     assert store.steps() == [11, 4]
     path = store.latest()
-    assert path is not None and same(checkpoint.load(path), snap(11))
+    assert path is not None
+    assert same(checkpoint.load(path), snap(11))
 
 
 def test_saving_runs_beside_training(store: Checkpoints) -> None:
@@ -110,8 +112,10 @@ def test_damage_is_named_and_the_one_before_is_used(store: Checkpoints, said: li
     store.finish()
     DAMAGE[how](store.folder / "step-2")
     path = store.latest()
-    assert path is not None and same(checkpoint.load(path), snap(1))
-    assert len(said) == 1 and "step-2 is damaged" in said[0]
+    assert path is not None
+    assert same(checkpoint.load(path), snap(1))
+    assert len(said) == 1
+    assert "step-2 is damaged" in said[0]
     assert (store.folder / "bad-step-2").is_dir()
     store.save(snap(2))  # the replayed step is saved again
     store.finish()
@@ -167,7 +171,7 @@ def test_full_disk_warns_then_stops(store: Checkpoints, said: list[str], monkeyp
             store.save(snap(step))
             store.finish()
         assert len(said) == 2
-        assert "No space left on device" in said[0] and "MiB free" in said[0] and "1 of 3" in said[0]
+        assert all(words in said[0] for words in ("No space left on device", "MiB free", "1 of 3"))
         assert "the last good one is step-1" in said[1]
         store.save(snap(4))
         with pytest.raises(VitrailError, match="3 times in a row"):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,18 @@ TIMED = ("images_per_s", "data_s", "step_s", "seconds")
 
 
 class MetricsLog:
-    """Appends lines to ``folder/metrics.jsonl``; ``track`` is "none" or "tensorboard" (events in ``tensorboard/``)."""
+    """Appends lines to ``folder/metrics.jsonl``; ``track`` is "none" or "tensorboard" (events in ``tensorboard/``).
 
-    def __init__(self, folder: Path, *, from_step: int = 0, track: str = "none") -> None:
-        self.path = folder / "metrics.jsonl"
+    On a full disk lines are kept and written later: the log is never the reason that a training ends.
+    """
+
+    def __init__(
+        self, folder: Path, *, from_step: int = 0, track: str = "none", warn: Callable[[str], None] = print
+    ) -> None:
+        self.path, self.warn = folder / "metrics.jsonl", warn
         cut_after(self.path, from_step)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._waiting = b""
         self._board: Any = None
         if track == "tensorboard":
             require_extra("tensorboard", "track", "track: tensorboard")
@@ -35,10 +42,16 @@ class MetricsLog:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1 if from_step else None)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Append one line; it reaches the operating system before this returns."""
+        """Append one line; it reaches the operating system before this returns, if there is room for it."""
         line = {"kind": kind, "step": step, **{k: _plain(v) for k, v in values.items()}}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        quiet = not self._waiting
+        self._waiting += (json.dumps(line, allow_nan=False) + "\n").encode()
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[os.write(self._file, self._waiting) :]
+        except OSError as error:
+            if quiet:
+                self.warn(f"{self.path} cannot be written: {error}; its lines wait in memory, training goes on")
         if self._board is not None:
             for key, value in values.items():
                 if isinstance(value, float | int) and key != "epoch":
@@ -46,7 +59,7 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close the file and the events."""
-        self._file.close()
+        os.close(self._file)
         if self._board is not None:
             self._board.close()
 

@@ -33,17 +33,12 @@ def fast_bf16(device: torch.device) -> bool:
     return False
 
 
-def pick_precision(name: str, device: torch.device, *, small: bool = False) -> tuple[str, str]:
-    """Return (``fp32`` or ``bf16``, the reason) for ``auto``, ``fp32`` or ``bf16``.
-
-    ``small`` says that the model's matrices are too small for bf16 to pay on a CPU (measured: width 64).
-    """
+def pick_precision(name: str, device: torch.device) -> tuple[str, str]:
+    """Return (``fp32`` or ``bf16``, the reason) for ``auto``, ``fp32`` or ``bf16``."""
     if name != "auto":
         return name, "as asked"
     if not fast_bf16(device):
         return "fp32", f"this {device.type} has no bfloat16 matrix instructions"
-    if small and device.type == "cpu":
-        return "fp32", "the model is too narrow for bfloat16 to be faster on a CPU"
     return "bf16", f"this {device.type} multiplies bfloat16 in hardware; float32 master weights are kept"
 
 

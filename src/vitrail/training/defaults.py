@@ -1,0 +1,250 @@
+"""What ``auto`` becomes: a full recipe worked out from the size and number of the images, each value with its reason.
+
+The presets follow DeiT (arXiv 2012.12877, table 9) and AugReg (arXiv 2106.10270, section 4: the fewer the images, the
+more augmentation), scaled down to pictures of a few pixels by measurement on digits, CIFAR-10 and sign photographs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitrail.data.decode import BrokenImage
+from vitrail.data.imageset import ImageSet
+from vitrail.errors import DataError, UsageError
+
+from .precision import pick_precision
+from .recipe import Recipe, merge, nested
+
+SAMPLES = 64  # images read to learn their sizes
+REFERENCE_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the training set is like: median height and width of a sample in pixels, images, classes."""
+
+    height: int
+    width: int
+    count: int
+    classes: int
+
+    @property
+    def side(self) -> int:
+        """The shorter side of a typical image."""
+        return min(self.height, self.width)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Training of a network from nothing on images whose shorter side is at most ``side``."""
+
+    side: int
+    model: str
+    gpu_model: str
+    patch: int
+    largest: int
+    """Side that images are brought to, at most."""
+    seen: int
+    """Images a run looks at in all."""
+    epochs: tuple[int, int]
+    batch: int
+    lr: float
+    """At a batch of REFERENCE_BATCH."""
+    weight_decay: float
+    drop_path: float
+    augment: Mapping[str, Any]
+
+
+_NO_MIX = {"mixup": 0.0, "cutmix": 0.0, "mix_prob": None}
+_MIX = {"mixup": 0.2, "cutmix": 1.0, "mix_prob": 0.5}
+_PADDED = {"crop": "padded", "scale": None, "ratio": None}
+_RESIZED = {"crop": "resized", "ratio": [0.75, 1.3333], "padding": None, "hflip": 0.5}
+_MILD = {"num_ops": 2, "magnitude": 7.0}
+
+PRESETS = (
+    Preset(
+        16, "vit_pico_patch2_8", "vit_pico_patch2_8", 2, 16, 150_000, (30, 120), 64, 2e-3, 0.05, 0.05,
+        {**_PADDED, **_NO_MIX, "padding": 1, "hflip": 0.0, "randaugment": None, "erasing": 0.0},
+    ),
+    Preset(
+        40, "vit_nano_patch4_32", "vit_micro_patch4_32", 4, 32, 1_500_000, (20, 100), 128, 1e-3, 0.05, 0.1,
+        {**_PADDED, **_MIX, "padding": 4, "hflip": 0.5, "randaugment": _MILD, "erasing": 0.1},
+    ),
+    Preset(
+        80, "vit_nano_patch8_64", "vit_micro_patch8_64", 8, 64, 300_000, (20, 100), 64, 1e-3, 0.05, 0.1,
+        {**_RESIZED, **_MIX, "scale": [0.3, 1.0], "randaugment": _MILD, "erasing": 0.1},
+    ),
+    Preset(
+        128, "vit_nano_patch8_64", "vit_micro_patch8_96", 8, 96, 200_000, (20, 100), 64, 1e-3, 0.05, 0.1,
+        {**_RESIZED, **_MIX, "scale": [0.3, 1.0], "randaugment": _MILD, "erasing": 0.1},
+    ),
+    Preset(
+        1 << 30, "vit_micro_patch16_224", "vit_small_patch16_224", 16, 224, 200_000, (20, 300), 64, 5e-4, 0.05, 0.1,
+        {**_RESIZED, **_MIX, "scale": [0.2, 1.0], "randaugment": {"num_ops": 2, "magnitude": 9.0}, "erasing": 0.25},
+    ),
+)  # fmt: skip
+FINE_TUNE = {
+    "scale": [0.5, 1.0], "randaugment": {"num_ops": 2, "magnitude": 5.0}, "erasing": 0.0, **_NO_MIX,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One value that ``auto`` became, and why."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+def measure(images: ImageSet) -> Facts:
+    """Read a spread sample of the images for their sizes; :class:`DataError` if none of them can be read."""
+    shapes = []
+    for i in np.unique(np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(int)):
+        try:
+            shapes.append(images.read(int(i)).shape[-2:])
+        except BrokenImage:
+            continue
+    if not shapes:
+        raise DataError(
+            f"expected readable images, but none of {min(SAMPLES, len(images))} tried could be read; "
+            "mend: `vitrail data check` names what is wrong with each"
+        )
+    height, width = np.median(np.array(shapes), axis=0)
+    return Facts(int(height), int(width), len(images), len(images.classes))
+
+
+def resolve(recipe: Recipe, facts: Facts, device: torch.device, *, has_val: bool) -> tuple[Recipe, list[Decision]]:
+    """Return the recipe without any ``auto``, and what was decided.
+
+    ``has_val`` tells whether the data come with a validation split: a ``val_fraction`` would then have no effect.
+    Raises :class:`UsageError` where the values chosen do not go with those given.
+    """
+    if has_val and isinstance(recipe.data.val_fraction, float):
+        raise UsageError("data.val_fraction has no effect: the data have a validation split of their own; leave it out")
+    made: list[Decision] = []
+    given = recipe.flat()
+
+    def settle(key: str, value: Any, reason: str) -> None:
+        if given.get(key) == "auto":
+            made.append(Decision(key, value, reason))
+
+    _model(recipe, facts, device, settle)
+    _augmentation(recipe, facts, settle)
+    _length(recipe, facts, settle)
+    _machine(recipe, facts, device, settle, has_val)
+    chosen = nested({d.key: d.value for d in made}, "the defaults")
+    settled = Recipe.check(merge(recipe.model_dump(mode="json"), chosen))
+    count = settled.train.batch_size
+    assert isinstance(count, int)
+    if count > facts.count:
+        raise UsageError(f"expected train.batch_size of at most {facts.count}, the training images, got {count}")
+    return settled, made
+
+
+def preset_for(facts: Facts) -> Preset:
+    """Return the preset for images of this size."""
+    return next(p for p in PRESETS if facts.side <= p.side)
+
+
+def _pretrained(recipe: Recipe) -> bool:
+    return bool(recipe.model.pretrained) or recipe.model.name.startswith("hf-hub:")
+
+
+def _model(recipe: Recipe, facts: Facts, device: torch.device, settle: Any) -> None:
+    preset, typical = preset_for(facts), f"images of {facts.height} x {facts.width}"
+    if recipe.model.pretrained and recipe.model.name == "auto":
+        raise UsageError("expected model.name with model.pretrained: which network are the weights for?")
+    name = preset.model if device.type == "cpu" else preset.gpu_model
+    settle("model.name", name, f"{typical}, trained on a {device.type}")
+    if recipe.model.name in ("auto",):
+        side = max(preset.patch, min(preset.largest, facts.side // preset.patch * preset.patch))
+        settle("model.img_size", side, f"{typical} in patches of {preset.patch}")
+    else:
+        settle("model.img_size", list(_own_size(recipe)), f"the size {recipe.model.name} is made for")
+    settle("model.drop_path_rate", preset.drop_path, "a network of this size" if preset.drop_path else "")
+
+
+def _own_size(recipe: Recipe) -> tuple[int, int]:
+    from vitrail.models import config_of
+
+    if recipe.model.name.startswith("hf-hub:"):
+        from vitrail.weights import open_folder
+
+        size: tuple[int, int] = open_folder(recipe.model.name).config.img_size
+    else:
+        size = config_of(recipe.model.name).img_size
+    return size
+
+
+def _augmentation(recipe: Recipe, facts: Facts, settle: Any) -> None:
+    preset = preset_for(facts)
+    values = {**preset.augment}
+    reason = f"images of {facts.height} x {facts.width}"
+    if _pretrained(recipe):
+        values = {**values, **_RESIZED, **FINE_TUNE, "hflip": values["hflip"]}
+        reason = "fine-tuning asks for little"
+    crop = recipe.augment.crop if recipe.augment.crop != "auto" else values["crop"]
+    fallback = {"scale": [0.3, 1.0], "ratio": [0.75, 1.3333], "padding": max(1, facts.side // 8)}
+    for key, owner in (("scale", "resized"), ("ratio", "resized"), ("padding", "padded")):
+        values[key] = (values.get(key) or fallback[key]) if crop == owner else None
+    a = recipe.augment
+    if a.mix_prob not in ("auto", None) and (a.mixup, a.cutmix) == ("auto", "auto"):
+        values |= {k: v for k, v in _MIX.items() if k != "mix_prob"}
+    mixed = any(value not in (0, 0.0) for value in (_or(a.mixup, values["mixup"]), _or(a.cutmix, values["cutmix"])))
+    values["mix_prob"] = (values["mix_prob"] or _MIX["mix_prob"]) if mixed else None
+    for key, value in values.items():
+        settle(f"augment.{key}", value, reason)
+    smoothing = 0.0 if mixed else 0.1
+    settle("train.label_smoothing", smoothing, "mixed labels are soft already" if mixed else "DeiT's value")
+
+
+def _or(given: Any, default: Any) -> Any:
+    return default if given == "auto" else given
+
+
+def _length(recipe: Recipe, facts: Facts, settle: Any) -> None:
+    preset, tuned = preset_for(facts), _pretrained(recipe)
+    room = 2 ** int(math.log2(max(2, facts.count / 10)))
+    batch = _or(recipe.train.batch_size, max(2, min(preset.batch, room, facts.count)))
+    settle("train.batch_size", batch, f"{facts.count} images: {facts.count // batch} updates an epoch")
+    seen, (least, most) = (20_000, (5, 20)) if tuned else (preset.seen, preset.epochs)
+    epochs = _or(recipe.train.epochs, min(most, max(least, round(seen / facts.count))))
+    settle("train.epochs", epochs, f"about {epochs * facts.count:,} images seen")
+    base = 1e-4 if tuned else preset.lr
+    lr = float(f"{base * math.sqrt(batch / REFERENCE_BATCH):.2g}")
+    settle("optim.lr", lr, f"{base:g} at a batch of {REFERENCE_BATCH}, with the square root of the batch")
+    settle("optim.weight_decay", preset.weight_decay, "as DeiT")
+    settle("schedule.warmup_epochs", round(min(5.0, 0.1 * epochs), 2), "a tenth of the run, at most 5 epochs")
+    given_lr = _or(recipe.optim.lr, lr)
+    settle("schedule.min_lr", None if recipe.schedule.name == "constant" else given_lr / 100, "a hundredth of the rate")
+    updates = max(1, facts.count // batch) * epochs
+    decay = round(min(0.9998, max(0.9, 1 - 20 / updates)), 5)
+    settle("train.ema_decay", decay, f"an average over about a twentieth of the {updates} updates")
+    settle("train.eval_every", max(1, math.ceil(epochs / 50)), "at most 50 evaluations")
+    settle("train.log_every", max(1, min(50, updates // 200)), "about 200 lines")
+
+
+def _machine(recipe: Recipe, facts: Facts, device: torch.device, settle: Any, has_val: bool) -> None:
+    if has_val:
+        settle("data.val_fraction", None, "the data have a validation split")
+    else:
+        settle("data.val_fraction", 0.1, "the data have no validation split")
+    settle("train.device", str(device), "the fastest here")
+    settle("train.precision", *pick_precision(recipe.train.precision, device))
+
+
+def sentences(made: list[Decision]) -> list[str]:
+    """Return the decisions as lines for people: one a reason; values that only say "not used" are left out."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for d in made:
+        section, _, key = d.key.partition(".")
+        if d.value is not None:
+            groups.setdefault((section, d.reason), []).append(f"{key} {d.value}")
+    return [f"{section}: {', '.join(values)} ({reason})" for (section, reason), values in groups.items()]

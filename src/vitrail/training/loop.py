@@ -1,0 +1,277 @@
+"""The one training loop: it knows steps, gradients and faults, and nothing of tasks, models or files.
+
+A run killed at any moment and resumed is the same run, bit for bit: data is a function of (seed, epoch, index), random
+numbers inside the model of (seed, step), the rate of the step; the rest is in :class:`State` and the masters.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from vitrail.errors import VitrailError
+from vitrail.tasks import Task
+
+from .batches import memory_advice, out_of_memory, pieces
+from .ema import Ema
+from .optim import Masters
+from .schedule import Schedule
+from .signals import Interrupted, Stop
+
+MOST_BAD_STEPS = 3
+
+
+class Batches(Protocol):
+    """The part of a loader the loop uses."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterable[Any]:
+        """Batches of an epoch from number ``start`` on: a function of (seed, epoch, number) alone."""
+
+
+@dataclass
+class State:
+    """Where a run is; ``state.json`` of a checkpoint holds it whole."""
+
+    step: int = 0
+    images: int = 0
+    skipped: int = 0
+    bad_in_a_row: int = 0
+    seconds: float = 0.0
+    evaluated: int = 0
+    """Step of the last evaluation: one that was cut off by a signal is made up for after resuming."""
+    window: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "steps": 0, "norm": 0.0})
+    best: dict[str, Any] | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long, how often: the numbers of a run that the loop itself needs."""
+
+    epochs: int
+    accumulation: int
+    clip_norm: float | None
+    seed: int
+    eval_every: int
+    log_every: int
+    save_every_steps: int | None
+    save_every_minutes: float | None
+
+
+class Hooks(Protocol):
+    """What the run does for the loop."""
+
+    def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Write one line."""
+
+    def evaluate(self, epoch: int, stop: Stop) -> None:
+        """Evaluate, remember the best weights. Raises :class:`Halt` if ``stop`` was asked for meanwhile."""
+
+    def save(self, *, wait: bool) -> None:
+        """Write a checkpoint of the present state."""
+
+    def last_good(self) -> str:
+        """Return words for the newest checkpoint."""
+
+    def show(self, **numbers: Any) -> None:
+        """Move the progress bar."""
+
+
+class Halt(Exception):
+    """Raised inside an evaluation that a signal cuts off."""
+
+
+class Loop:
+    """Trains ``model`` (whose float32 weights ``masters`` holds) on ``batches`` until ``pace.epochs`` are done."""
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        model: nn.Module,
+        masters: Masters,
+        ema: Ema | None,
+        batches: Batches,
+        schedule: Schedule,
+        pace: Pace,
+        hooks: Hooks,
+        state: State | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.task, self.model, self.masters, self.ema = task, model, masters, ema
+        self.batches, self.schedule, self.pace, self.hooks = batches, schedule, pace, hooks
+        self.state, self.say = state or State(), say
+        self.device = masters.weights[0].device
+        self.per_epoch = len(batches)
+        self._saved = time.monotonic()
+        self._data_seconds = self._started = 0.0
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        return self.pace.epochs * self.per_epoch
+
+    def run(self) -> State:
+        """Train to the end and save.
+
+        Raises :class:`Interrupted` after a signal (state saved) and :class:`VitrailError` on lasting non-finite
+        numbers, lack of memory, or checkpoints that cannot be written.
+        """
+        state = self.state
+        with Stop(self.say) as stop:
+            self._started, images = time.monotonic(), state.images
+            self._finish_epoch(stop)  # a run that was cut off between an epoch's last step and its evaluation
+            while state.step < self.total:
+                epoch, start = divmod(state.step, self.per_epoch)
+                waiting = time.monotonic()
+                for batch in self.batches.epoch(epoch, start=start):
+                    self._data_seconds += time.monotonic() - waiting
+                    self._one_step(batch)
+                    images = self._report(images)
+                    self._finish_epoch(stop)
+                    self._save_if_due(stop)
+                    waiting = time.monotonic()
+        self._clock()
+        self.hooks.save(wait=True)
+        return state
+
+    def _one_step(self, batch: Any) -> None:
+        state = self.state
+        torch.manual_seed(step_seed(self.pace.seed, state.step))
+        self.model.train()
+        try:
+            loss, norm, problem = self._gradient(batch.to(self.device))
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise memory_advice(batch.images, self.pace.accumulation, error) from error
+            raise
+        if problem is None:
+            clip = self.pace.clip_norm
+            scale = 1.0 if clip is None or norm <= clip else clip / (norm + 1e-6)
+            self.masters.update(self.schedule(state.step), scale=scale)
+            if self.ema is not None:
+                self.ema.update()
+            state.bad_in_a_row = 0
+            for key, value in (("loss", loss), ("norm", norm), ("steps", 1)):
+                state.window[key] += value
+        state.step += 1
+        state.images += int(batch.keep.sum())
+        if problem is not None:
+            self._skip(batch, problem, loss, norm)
+
+    def _gradient(self, batch: Any) -> tuple[float, float, str | None]:
+        """Gather the gradient of the mean loss over the kept images; return loss, norm, and what is wrong."""
+        kept = int(batch.keep.sum())
+        if not kept:
+            return 0.0, 0.0, "no image of the batch could be read"
+        loss, problem = 0.0, None
+        for piece in pieces(batch, self.pace.accumulation):
+            share = int(piece.keep.sum()) / kept
+            if not share:
+                continue
+            part = self.task.step(self.model, piece)["loss"] * share
+            part.backward()
+            self.masters.gather()
+            loss += float(part.detach())
+        norm = self.masters.norm()
+        if not math.isfinite(loss):
+            problem = "the loss is not finite"
+        elif not math.isfinite(norm):
+            problem = "the gradient is not finite"
+        return loss, norm, problem
+
+    def _skip(self, batch: Any, problem: str, loss: float, norm: float) -> None:
+        """Leave weights and averages as they were; count, log, and stop at the third time in a row."""
+        state = self.state
+        self.masters.drop_gradients()
+        state.skipped += 1
+        line = {"problem": problem, "loss": loss, "grad_norm": norm, "images": batch.indices.tolist()}
+        self.hooks.log("skip", state.step, line)
+        self.say(f"step {state.step}: {problem}; the step was skipped, weights are untouched")
+        if problem.endswith("not finite"):
+            state.bad_in_a_row += 1
+        if state.bad_in_a_row >= MOST_BAD_STEPS:
+            raise VitrailError(
+                f"{problem} at step {state.step}, {state.bad_in_a_row} steps in a row; {self.hooks.last_good()}; "
+                f"mend: a lower --lr, a longer schedule.warmup_epochs, or --set train.precision=fp32"
+            )
+
+    def _report(self, images_before: int) -> int:
+        """Write a line when one is due; return the image count that the next line's pace starts from."""
+        state, window = self.state, self.state.window
+        rate = self.schedule(state.step - 1)
+        self.hooks.show(step=state.step, loss=window["loss"] / max(1, window["steps"]), data=self._data_seconds)
+        if state.step % self.pace.log_every and state.step % self.per_epoch:
+            return images_before
+        seconds, steps = self._clock(), window["steps"]
+        values = {
+            "epoch": state.step / self.per_epoch,
+            "loss": window["loss"] / steps if steps else None,
+            "grad_norm": window["norm"] / steps if steps else None,
+            "lr": rate,
+            "skipped": state.skipped,
+            "images_per_s": (state.images - images_before) / max(seconds, 1e-9),
+            "data_s": self._data_seconds,
+            "seconds": state.seconds,
+        }
+        self.hooks.log("train", state.step, values)
+        state.window = State().window
+        self._data_seconds = 0.0
+        return state.images
+
+    def _finish_epoch(self, stop: Stop) -> None:
+        state = self.state
+        epoch, rest = divmod(state.step, self.per_epoch)
+        if rest or not epoch or state.evaluated == state.step:
+            return
+        if epoch % self.pace.eval_every and epoch != self.pace.epochs:
+            return
+        try:
+            self.hooks.evaluate(epoch, stop)
+        except Halt:
+            self._interrupt(stop)
+        state.evaluated = state.step
+        self._clock()  # the next interval's pace is that of training alone
+
+    def _save_if_due(self, stop: Stop) -> None:
+        if stop.asked is not None:
+            self._interrupt(stop)
+        pace, minutes = self.pace, (time.monotonic() - self._saved) / 60
+        by_step = pace.save_every_steps is not None and self.state.step % pace.save_every_steps == 0
+        if by_step or (pace.save_every_minutes is not None and minutes >= pace.save_every_minutes):
+            self._clock()
+            self.hooks.save(wait=False)
+            self._saved = time.monotonic()
+
+    def _interrupt(self, stop: Stop) -> None:
+        assert stop.asked is not None, "nothing was asked"
+        self._clock()
+        self.hooks.save(wait=True)
+        raise Interrupted(f"stopped by {stop.asked.name} after step {self.state.step}; state saved", stop.exit_code)
+
+    def _clock(self) -> float:
+        """Add the time since the last call to the run's wall clock and return it."""
+        now = time.monotonic()
+        passed, self._started = now - self._started, now
+        self.state.seconds += passed
+        return passed
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed of dropout and drop path in a step: mixed, so that neighbouring seeds share nothing."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xD1B54A32D192ED03) & (2**64 - 1)
+    mixed = (mixed ^ (mixed >> 31)) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
+    return (mixed ^ (mixed >> 29)) & (2**63 - 1)

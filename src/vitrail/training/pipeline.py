@@ -1,0 +1,115 @@
+"""From a recipe's data and augment sections to loaders.  (H, W) is the model's input size in pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vitrail.data.augment import Augment, Normalize, RandomErasing
+from vitrail.data.imageset import ImageSet
+from vitrail.data.loader import Loader
+from vitrail.data.mixing import Mix
+from vitrail.data.randaugment import RandAugment
+from vitrail.data.transforms import Crop, EvalCrop, PadCrop, TrainCrop
+from vitrail.errors import UsageError
+from vitrail.weights import Card
+
+from .recipe import Recipe
+
+
+def train_loader(recipe: Recipe, images: ImageSet, card: Card, device: torch.device | str = "cpu") -> Loader:
+    """Return the shuffled, augmented loader of a resolved recipe."""
+    return Loader(
+        images,
+        batch_size=int(recipe.train.batch_size),
+        crop=train_crop(recipe, card),
+        augment=augmentation(recipe),
+        mix=mixing(recipe, len(images.classes)),
+        normalize=normalization(card),
+        seed=recipe.train.seed,
+        shuffle=True,
+        workers=threads(recipe),
+        drop_last=True,
+        cache=recipe.data.cache,
+        max_broken=recipe.data.max_broken,
+        device=device,
+    )
+
+
+def threads(recipe: Recipe) -> int | None:
+    """Return the loader's thread count; None leaves it to the loader."""
+    return recipe.data.workers if isinstance(recipe.data.workers, int) else None
+
+
+def eval_loader(
+    images: ImageSet, card: Card, *, batch_size: int, workers: int | None = None, cache: str = "auto"
+) -> Loader:
+    """Return the loader that evaluation and the card's users see: every image once, in order, centre crop."""
+    return Loader(
+        images,
+        batch_size=batch_size,
+        crop=eval_crop(card),
+        normalize=normalization(card),
+        seed=0,
+        shuffle=False,
+        workers=workers,
+        drop_last=False,
+        cache=cache,
+    )
+
+
+def normalization(card: Card) -> Normalize:
+    """Return mean and std of the card."""
+    return Normalize(_three(card.mean), _three(card.std))
+
+
+def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
+    if len(values) != 3:
+        raise UsageError(f"expected weights for 3 colour channels, got a card with {len(values)}")
+    return values[0], values[1], values[2]
+
+
+def train_crop(recipe: Recipe, card: Card) -> Crop:
+    """Return the crop that ``augment.crop`` names."""
+    a, size, how = recipe.augment, card.input_size, card.interpolation
+    if a.crop == "resized":
+        return TrainCrop(size, scale=_pair(a.scale), ratio=_pair(a.ratio), interpolation=how)
+    if a.crop == "padded":
+        assert isinstance(a.padding, int), "a resolved recipe names the padding of a padded crop"
+        return PadCrop(size, padding=a.padding, interpolation=how)
+    return eval_crop(card)
+
+
+def eval_crop(card: Card) -> Crop:
+    """Return the crop that the card describes."""
+    return EvalCrop(card.input_size, crop_pct=card.crop_pct, interpolation=card.interpolation)
+
+
+def augmentation(recipe: Recipe) -> Augment:
+    """Return flips, RandAugment and erasing."""
+    a = recipe.augment
+    random = None
+    if a.randaugment is not None:
+        random = RandAugment(num_ops=a.randaugment.num_ops, magnitude=a.randaugment.magnitude)
+    erasing = RandomErasing(prob=float(a.erasing)) if a.erasing else None
+    return Augment(hflip=float(a.hflip), vflip=a.vflip, randaugment=random, erasing=erasing)
+
+
+def mixing(recipe: Recipe, num_classes: int) -> Mix | None:
+    """Return MixUp and CutMix, or None. Label smoothing is the task's, so the targets come unsmoothed."""
+    a = recipe.augment
+    if not a.mix_prob or (not a.mixup and not a.cutmix):
+        return None
+    return Mix(
+        num_classes,
+        mixup_alpha=float(a.mixup),
+        cutmix_alpha=float(a.cutmix),
+        prob=float(a.mix_prob),
+        label_smoothing=0.0,
+    )
+
+
+def _pair(values: Any) -> tuple[float, float]:
+    assert isinstance(values, tuple), "a resolved recipe names scale and ratio of a resized crop"
+    return values

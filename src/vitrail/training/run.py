@@ -1,0 +1,247 @@
+"""``train`` and ``resume``: the doors. A run ends with its best weights measured once more, a summary and a report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitrail.data.imageset import ImageSet
+from vitrail.data.sources import Splits, open_dataset
+from vitrail.errors import UsageError, VitrailError
+from vitrail.tasks.evaluate import Evaluation
+
+from .checkpoint import Checkpoints, load, replace_bytes
+from .defaults import measure, resolve, sentences
+from .folder import environment, fingerprint, locked, make_folder, write_json
+from .pipeline import eval_loader
+from .precision import pick_device
+from .progress import Progress, clock
+from .recipe import Recipe
+from .session import Identity, Session, finite
+from .signals import Interrupted
+
+# Keys that may change between the start of a run and its resumption: they do not change what is computed.
+FREE = (
+    "name", "out", "data.source", "data.cache", "data.workers", "train.device", "train.keep", "train.track",
+    "train.save_every_steps", "train.save_every_minutes", "train.log_every",
+)  # fmt: skip
+RESUMABLE = "RESUMABLE"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run reached. ``metrics`` are those of the test split, or of validation where there is none."""
+
+    folder: Path
+    split: str
+    metrics: dict[str, float]
+    best: dict[str, Any]
+    summary: dict[str, Any] = field(repr=False)
+
+
+def train(
+    recipe: Recipe | Mapping[str, Any] | str | PathLike[str],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    say: Callable[[str], None] | None = None,
+) -> RunResult:
+    """Train what ``recipe`` (a YAML file, a dictionary or a :class:`Recipe`) describes, in a new run folder.
+
+    ``overrides`` (dotted or nested keys) win over the recipe. ``say`` receives the lines meant for people (default:
+    stderr, with a progress bar on a terminal).
+
+    Raises:
+        UsageError: a recipe that does not hold together, or a run name that exists.
+        DataError: data that cannot be used.
+        WeightsError: pretrained weights that do not fit.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved and :func:`resume` goes on.
+        VitrailError: lasting NaN, lack of memory, a disk that stays full.
+    """
+    asked = Recipe.load(recipe, overrides)
+    with Progress(say) as progress:
+        device = pick_device(asked.train.device)
+        splits = _open(asked)
+        for note in splits.notes:
+            progress.say(note)
+        settled, made = resolve(asked, measure(splits.train), device, has_val="val" in _own_splits(asked))
+        for line in sentences(made):
+            progress.say(line)
+        identity = Identity(fingerprint(splits), splits.classes.to_json(), settled.flat())
+        folder = make_folder(settled.out, settled.task, settled.name, settled.model.name)
+        with locked(folder):
+            header = "\n".join(["Made by vitrail train; nothing in it is left to chance.", "", *sentences(made)])
+            replace_bytes(folder / "recipe.yaml", settled.to_yaml(header).encode())
+            write_json(folder / "environment.json", environment(device))
+            session = Session(folder, settled, splits, identity, progress)
+            _introduce(session)
+            return _run(session)
+
+
+def resume(
+    folder: str | PathLike[str], *, force: Sequence[str] = (), say: Callable[[str], None] | None = None
+) -> RunResult:
+    """Go on with a run from its newest healthy checkpoint (from the start if there is none yet).
+
+    On the device it began on, the result is bit for bit that of a run that was never stopped. If the recipe, the data
+    or the classes are not those of the checkpoint, :class:`UsageError` lists the differences; ``force`` takes dotted
+    recipe keys (or ``data``) whose change is meant.
+    """
+    path = Path(folder)
+    if not (path / "recipe.yaml").is_file():
+        raise UsageError(f"expected a run folder with a recipe.yaml, got {path}; mend: `vitrail train` makes one")
+    recipe = Recipe.load(path / "recipe.yaml", environment={})
+    with Progress(say) as progress, locked(path):
+        splits = _open(recipe)
+        identity = Identity(fingerprint(splits), splits.classes.to_json(), recipe.flat())
+        found = Checkpoints(path / "checkpoints", warn=progress.say).latest()
+        saved = load(found) if found is not None else None
+        if saved is not None:
+            require_same(saved.state["identity"], identity.to_json(), force)
+        session = Session(path, recipe, splits, identity, progress)
+        if saved is not None:
+            session.restore(saved)
+            session.checkpoints.last_good = saved.step
+        where = f"step {session.state.step} ({found})" if found is not None else "the start: there is no checkpoint yet"
+        progress.say(f"going on from {where}")
+        return _run(session)
+
+
+def require_same(before: Mapping[str, Any], now: Mapping[str, Any], force: Sequence[str] = ()) -> None:
+    """Raise :class:`UsageError` that lists what differs between a checkpoint and the run as it would go on."""
+    old, new = before["recipe"], now["recipe"]
+    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in FREE]
+    lines = [f"  {k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in changed if k not in force]
+    if before["classes"]["hash"] != now["classes"]["hash"]:
+        then, here = (", ".join(side["classes"]["names"]) for side in (before, now))
+        lines.append(f"  classes: {then} then, {here} now")
+    elif before["data"] != now["data"] and "data" not in force:
+        splits = sorted(before["data"].keys() | now["data"].keys())
+        parts = [k for k in splits if before["data"].get(k) != now["data"].get(k)]
+        lines.append(f"  data: other images, labels or file sizes in {', '.join(parts)}")
+    unknown = [k for k in force if k != "data" and k not in changed]
+    if unknown:
+        raise UsageError(f"force has no effect on {', '.join(unknown)}: nothing changed there")
+    if lines:
+        raise UsageError(
+            "expected the run as it was when it stopped, got:\n" + "\n".join(lines) + "\n"
+            "mend: undo the change, or say that it is meant (force), or train anew"
+        )
+
+
+def _open(recipe: Recipe) -> Splits:
+    d = recipe.data
+    fraction = d.val_fraction if isinstance(d.val_fraction, float) else 0.1
+    return open_dataset(
+        d.source, val_fraction=fraction, test_fraction=d.test_fraction, seed=d.seed, allow_empty=d.allow_empty
+    )
+
+
+def _own_splits(recipe: Recipe) -> list[str]:
+    from vitrail.data.sources import read_layout
+
+    return list(read_layout(recipe.data.source).parts)
+
+
+def _introduce(session: Session) -> None:
+    splits, say = session.splits, session.progress.say
+    test = f", {len(splits.test):,} test" if splits.test is not None else ""
+    say(
+        f"{session.recipe.model.name}: {session.params:,} parameters; {len(splits.train):,} training images, "
+        f"{len(splits.val):,} validation{test}; {len(splits.classes)} classes; {session.device}, "
+        f"{session.recipe.train.precision}"
+    )
+    say(f"run folder: {session.folder.resolve()}")
+
+
+def _run(session: Session) -> RunResult:
+    folder, say = session.folder, session.progress.say
+    again = f"vitrail resume {shlex.quote(str(folder))}"
+    try:
+        session.train()
+    except Interrupted as stopped:
+        replace_bytes(folder / RESUMABLE, f"{again}\n".encode())
+        raise Interrupted(f"{stopped}; go on with: {again}", stopped.exit_code) from None
+    (folder / RESUMABLE).unlink(missing_ok=True)
+    summary = _finish(session)
+    split = "test" if "test" in summary["results"] else "val"
+    metrics = summary["results"][split]
+    say(f"{split} accuracy {100 * metrics['top1']:.2f} % on {metrics['count']:.0f} images (best weights)")
+    _report(session, split)
+    return RunResult(folder, split, metrics, summary["best"], summary)
+
+
+def _finish(session: Session) -> dict[str, Any]:
+    """Save the last weights, measure the best ones on every held-out split as they lie on the disk, and sum up."""
+    from vitrail.weights import load_folder
+
+    state, splits, recipe = session.state, session.splits, session.recipe
+    if state.best is None:
+        raise VitrailError("the best weights could not be written; mend: free some space, then `vitrail resume`")
+    session.save_weights("last", {"epoch": recipe.train.epochs, "step": state.step})
+    best = load_folder(session.folder / "best")[0].to(session.device)
+    results = {}
+    for name, images in (("val", splits.val), ("test", splits.test)):
+        if images is None:
+            continue
+        loader = session.val if name == "val" else eval_loader(images, session.card, **session._reading())
+        found = session.measure(best, loader.epoch(0))
+        save_predictions(session.folder / f"predictions_{name}.npz", found, images)
+        details = found.accumulator.describe(splits.classes.names)
+        write_json(session.folder / f"details_{name}.json", {"metrics": finite(found.metrics), **details})
+        results[name] = finite(found.metrics)
+    problems = session.batches.problems
+    summary = {
+        "task": recipe.task,
+        "model": recipe.model.name,
+        "params": session.params,
+        "source": recipe.data.source,
+        "images": {"train": len(splits.train), **{k: int(v["count"] or 0) for k, v in results.items()}},
+        "classes": len(splits.classes),
+        "epochs": recipe.train.epochs,
+        "steps": state.step,
+        "skipped": state.skipped,
+        "seconds": round(state.seconds, 1),
+        "images_per_s": round(state.images / max(state.seconds, 1e-9), 1),
+        "precision": recipe.train.precision,
+        "best": state.best,
+        "results": results,
+        "notes": splits.notes,
+        "unreadable": [f"{p.name}: {p.message}" for p in problems],
+    }
+    write_json(session.folder / "summary.json", summary)
+    session.progress.say(f"trained {clock(state.seconds)}, best at epoch {state.best['epoch']}")
+    if problems:
+        session.progress.say(f"{len(problems)} images could not be read and were left out; summary.json names them")
+    return summary
+
+
+def save_predictions(path: Path, found: Evaluation, images: ImageSet) -> None:
+    """Write ``indices``, ``names``, ``labels`` (N,) and ``scores`` (N, K) as .npz; no pickle is needed to read it."""
+    names = np.array([images.name(i) for i in found.index.tolist()], dtype=np.str_)
+    with open(path, "wb") as file:
+        np.savez(
+            file,
+            indices=found.index.numpy(),
+            names=names,
+            labels=found.labels.numpy(),
+            scores=found.scores.numpy(),
+        )
+
+
+def _report(session: Session, split: str) -> None:
+    """Write report.html. The training is done and saved: a fault in the report is said and does not undo it."""
+    from vitrail.explain.report import write_report
+
+    images = session.splits.test if split == "test" else session.splits.val
+    try:
+        path = write_report(session.folder, dataset=images)
+    except Exception as error:  # whatever it is, the weights are safe and the user must hear of both
+        session.progress.say(f"the report could not be written ({type(error).__name__}: {error}); all else is in place")
+    else:
+        session.progress.say(f"report: {path.resolve()}")

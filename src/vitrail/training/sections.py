@@ -1,0 +1,161 @@
+"""The sections of a recipe: every option, its meaning, its default.
+
+``auto`` is worked out from the data by defaults.py before a run starts; a run's ``recipe.yaml`` holds no ``auto``.
+Combinations in which an option would do nothing are refused here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Auto = Literal["auto"]
+T = TypeVar("T")
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Size = Positive | tuple[Positive, Positive]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are checked on assignment too."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, coerce_numbers_to_str=True)
+
+
+class Model(Section):
+    """Which network."""
+
+    name: str = Field("auto", description="a name of `vitrail models`, or auto: chosen by the size of the images")
+    img_size: Size | Auto = Field("auto", description="pixels: one number, or [height, width]")
+    drop_path_rate: Share | Auto = Field("auto", description="stochastic depth of the last block")
+    pretrained: str | bool | None = Field(None, description="path, folder, hf-hub:org/name; true: the default origin")
+    options: dict[str, Any] = Field(default_factory=dict, description="other fields of the model's config")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Model:
+        for key in ("img_size", "drop_path_rate"):
+            if key in self.options:
+                raise ValueError(f"expected {key} as model.{key}, got it in model.options")
+        if "num_classes" in self.options:
+            raise ValueError("num_classes comes from the data; leave it out of model.options")
+        if self.pretrained is False:
+            self.pretrained = None
+        return self
+
+
+class Data(Section):
+    """Which images."""
+
+    source: str = Field("digits", description="a folder, a CSV or parquet file, or a built-in name")
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | Auto | None = Field(
+        "auto", description="share of train held out, only where there is no val split (0.1)"
+    )
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="held out if there is no test split")
+    seed: int = Field(0, description="of the held-out splits; kept apart from train.seed so that runs compare")
+    cache: Literal["auto", "none", "all"] = Field("auto", description="keep images in memory; auto: what fits well")
+    workers: Annotated[int, Field(ge=0)] | Auto = Field("auto", description="reading threads; auto: one a core")
+    max_broken: Share = Field(0.01, description="share of unreadable training images that is put up with")
+    allow_empty: bool = Field(False, description="accept classes that have no training image")
+
+    @model_validator(mode="after")
+    def _something_left(self) -> Data:
+        if isinstance(self.val_fraction, float) and self.val_fraction + self.test_fraction >= 1:
+            raise ValueError("expected val_fraction + test_fraction below 1: nothing would be left to train on")
+        return self
+
+
+class RandAugment(Section):
+    """Random operations an image; Cubuk et al. 2020, arXiv 1909.13719."""
+
+    num_ops: Positive = Field(2, description="operations an image")
+    magnitude: Annotated[float, Field(ge=0, le=10)] = Field(9.0, description="strength, 0 to 10")
+
+
+class Augment(Section):
+    """How training images are varied."""
+
+    crop: Literal["resized", "padded", "none"] | Auto = Field(
+        "auto", description="resized: a random part; padded: shifted by padding; none: whole image"
+    )
+    scale: tuple[Share, Share] | Auto | None = Field("auto", description="area of a resized crop, least and most")
+    ratio: tuple[Rate, Rate] | Auto | None = Field("auto", description="aspect ratio of a resized crop")
+    padding: Positive | Auto | None = Field("auto", description="pixels of shift of a padded crop")
+    hflip: Share | Auto = Field("auto", description="probability of a left-right flip")
+    vflip: Share = Field(0.0, description="probability of an upside-down flip")
+    randaugment: RandAugment | Auto | None = Field("auto", description="null: off")
+    erasing: Share | Auto = Field("auto", description="probability of erasing a rectangle")
+    mixup: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="alpha of MixUp; 0: off")
+    cutmix: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="alpha of CutMix; 0: off")
+    mix_prob: Share | Auto | None = Field("auto", description="share of batches that are mixed")
+
+    @model_validator(mode="after")
+    def _no_idle_option(self) -> Augment:
+        for key, crop in (("scale", "resized"), ("ratio", "resized"), ("padding", "padded")):
+            if getattr(self, key) not in ("auto", None) and self.crop not in (crop, "auto"):
+                raise ValueError(f"{key} has no effect with crop: {self.crop}; mend: crop: {crop}, or leave {key} out")
+        for key in ("scale", "ratio"):
+            pair = getattr(self, key)
+            if isinstance(pair, tuple) and pair[0] > pair[1]:
+                raise ValueError(f"expected {key} as [least, most], got {list(pair)}")
+        if self.mixup == 0 and self.cutmix == 0 and self.mix_prob not in ("auto", None):
+            raise ValueError("mix_prob has no effect with mixup: 0 and cutmix: 0; mend: set one, or leave mix_prob out")
+        return self
+
+
+class Optim(Section):
+    """The optimiser."""
+
+    name: Literal["adamw"] = Field("adamw", description="AdamW; no decay on biases, norms, positions, tokens")
+    lr: Rate | Auto = Field("auto", description="highest learning rate")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="of the averages of gradient and square")
+    eps: Rate = Field(1e-8, description="added to the root of the square")
+    weight_decay: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="decoupled, times the rate")
+    clip_norm: Rate | None = Field(1.0, description="gradients are scaled down to this norm; null: never")
+
+
+class Schedule(Section):
+    """The learning rate over time."""
+
+    name: Literal["cosine", "constant"] = Field("cosine", description="constant: flat after the warm-up")
+    warmup_epochs: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="linear rise at the start")
+    min_lr: Annotated[float, Field(ge=0)] | Auto | None = Field("auto", description="where the cosine ends")
+
+    @model_validator(mode="after")
+    def _no_idle_option(self) -> Schedule:
+        if self.name == "constant" and self.min_lr not in ("auto", None):
+            raise ValueError("min_lr has no effect with name: constant; mend: name: cosine, or leave min_lr out")
+        return self
+
+
+class Train(Section):
+    """How long, how exactly, and what is kept."""
+
+    epochs: Positive | Auto = Field("auto", description="times through the training images")
+    batch_size: Positive | Auto = Field("auto", description="images an update")
+    accumulation: Positive = Field(1, description="pieces a batch is computed in: less memory, the same gradient")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Auto = Field("auto", description="spread over all classes")
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | Auto | None = Field("auto", description="null: no average")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 keeps float32 master weights")
+    compile: bool = Field(False, description="torch.compile the training step (a minute at first)")
+    device: str = Field("auto", description="cpu, cuda, cuda:1, or auto")
+    seed: int = Field(0, description="of initial weights, data order, augmentation, dropout")
+    eval_every: Positive | Auto = Field("auto", description="epochs between evaluations; the last is always evaluated")
+    log_every: Positive | Auto = Field("auto", description="steps between lines of metrics.jsonl")
+    save_every_steps: Positive | None = Field(None, description="steps between checkpoints")
+    save_every_minutes: Rate | None = Field(5.0, description="minutes between checkpoints")
+    keep: Positive = Field(2, description="checkpoints kept")
+    track: Literal["none", "tensorboard"] = Field("none", description="tensorboard: events beside metrics.jsonl")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Train:
+        if isinstance(self.batch_size, int) and self.accumulation > self.batch_size:
+            raise ValueError(
+                f"expected accumulation <= batch_size: a batch of {self.batch_size} cannot be cut in "
+                f"{self.accumulation} pieces"
+            )
+        if isinstance(self.epochs, int) and isinstance(self.eval_every, int) and self.eval_every > self.epochs:
+            raise ValueError(f"expected eval_every <= epochs ({self.epochs}), got {self.eval_every}")
+        return self
