@@ -173,7 +173,7 @@ class Plot:
             out.append(
                 f'<line x1="{x:.1f}" y1="{self.top}" x2="{x:.1f}" y2="{self.size[1] - self.bottom}" '
                 f'stroke="{MUTED}" stroke-dasharray="2 3"/>'
-                f'<text x="{x + (-5 if near_end else 5):.1f}" y="{self.size[1] - self.bottom - 6}" '
+                f'<text x="{x + (-5 if near_end else 5):.1f}" y="{self.top + 10}" '
                 f'text-anchor="{"end" if near_end else "start"}" fill="{MUTED}">{text_of(label)}</text>'
             )
         return out

@@ -20,6 +20,8 @@ from torch.nn import functional as F
 
 from .colors import INK, MUTED, PAPER, ColorMap, colorize
 
+ICON = 64  # sides below this many pixels are shown pixel by pixel
+
 Picture = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
 
@@ -82,11 +84,15 @@ def overlay(picture: Picture, heat: NDArray[np.floating], box: Box | None = None
 
 
 def resized(picture: Picture, *, most: int) -> Picture:
-    """Shrink (or enlarge small) pictures so that the longer side is ``most`` pixels, keeping the aspect ratio."""
+    """Shrink or enlarge a picture so that the longer side is ``most`` pixels, keeping the aspect ratio.
+
+    Icons (sides below 64 pixels) are enlarged with sharp pixels, as they are; others smoothly.
+    """
     height, width = picture.shape[:2]
     factor = most / max(height, width)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    resample = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC
+    enlarge = Image.Resampling.NEAREST if max(height, width) < ICON else Image.Resampling.BICUBIC
+    resample = Image.Resampling.LANCZOS if factor < 1 else enlarge
     return np.asarray(Image.fromarray(picture).resize(size, resample))
 
 
@@ -191,7 +197,7 @@ def data_uri(picture: Picture | Image.Image, *, kind: str = "PNG") -> str:
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     buffer = io.BytesIO()
     if kind == "PNG":
-        image.save(buffer, "PNG", optimize=True)
+        image.save(buffer, "PNG")
     else:
         image.save(buffer, kind, quality=82)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -49,8 +49,11 @@ def filter_components(weight: Tensor, count: int = 28) -> tuple[Tensor, Tensor]:
     return components.unflatten(1, weight.shape[1:]).float(), shares[:count].float()
 
 
-def filters_figure(model: nn.Module, *, count: int = 28) -> Image.Image:
-    """Draw the principal components of the patch embedding; :class:`UsageError` if the model has none."""
+def filters_figure(model: nn.Module, *, count: int = 28, text: float = 17) -> Image.Image:
+    """Draw the principal components of the patch embedding; ``text`` is the height of letters in pixels.
+
+    Raises :class:`UsageError` if the model has no patch embedding.
+    """
     weight = _patch_weight(model)
     components, shares = filter_components(weight, count)
     side = weight.shape[-1]
@@ -66,7 +69,7 @@ def filters_figure(model: nn.Module, *, count: int = 28) -> Image.Image:
         title=f"Patch-embedding filters: first {len(tiles)} principal components",
         note=f"Share of the variance above each; together {total:.0f} % of {weight.shape[0]} filters, "
         f"{side} x {side} pixels. Mid grey is zero.",
-        size=17,
+        size=text,
     )
 
 
@@ -99,8 +102,11 @@ def position_similarity(model: nn.Module) -> Tensor:
     return (table @ table.T).float().unflatten(0, grid).unflatten(2, grid)
 
 
-def positions_figure(model: nn.Module) -> Image.Image:
-    """Draw the grid of grids; a grid finer than 16 shows evenly spaced positions, each against all others."""
+def positions_figure(model: nn.Module, *, text: float = 16) -> Image.Image:
+    """Draw the grid of grids; ``text`` is the height of letters in pixels.
+
+    A grid finer than 16 shows evenly spaced positions, each against all others.
+    """
     similarity = position_similarity(model)
     rows, columns = similarity.shape[:2]
     shown = [np.linspace(0, n - 1, min(n, MOST_POSITIONS)).round().astype(int) for n in (rows, columns)]
@@ -115,7 +121,7 @@ def positions_figure(model: nn.Module) -> Image.Image:
         bar=Bar("-1", "1", "cosine similarity"),
         axes=("column of the patch", "row of the patch"),
         gap=5,
-        size=16,
+        size=text,
     )
 
 

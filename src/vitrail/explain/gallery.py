@@ -18,7 +18,7 @@ from vitrail.errors import DataError, UsageError
 
 from .charts import text_of
 from .distance import attention_distances, uniform_distance
-from .draw import Picture, as_picture, data_uri, overlay, place, resized
+from .draw import ICON, Picture, as_picture, data_uri, overlay, place, resized
 from .figures import distance_figure, filters_figure, positions_figure
 from .geometry import patch_layout
 from .maps import Method, attention_maps, scale01
@@ -104,14 +104,14 @@ def _cards(gallery: Gallery, rows: list[int], most: int) -> str:
 
 
 def _card(address: str, caption: str, image: Tensor) -> str:
-    small = ' class="small"' if max(image.shape[-2:]) < 64 else ""
+    small = ' class="small"' if max(image.shape[-2:]) < ICON else ""
     return f'<figure><img{small} src="{address}" alt="" loading="lazy"><figcaption>{caption}</figcaption></figure>'
 
 
 def thumbnail(image: Tensor, most: int = THUMBNAIL) -> str:
     """Return a uint8 (3, H, W) image as a data address: tiny ones as they are (PNG), others shrunk (JPEG)."""
     picture = as_picture(image)
-    if max(picture.shape[:2]) < 64:
+    if max(picture.shape[:2]) < ICON:
         return data_uri(picture)
     return data_uri(resized(picture, most=min(most, max(picture.shape[:2]))), kind="JPEG")
 
@@ -134,14 +134,12 @@ def attention(gallery: Gallery, model: nn.Module, preprocess: Preprocess, most: 
             drawn = [_overlay(model, batch, image, preprocess, method) for method in ("rollout", "class_token")]
         except UsageError as error:
             return f'<p class="note">No attention maps: {text_of(error)}</p>'
-        pictures = [resized(as_picture(image), most=OVERLAY), *drawn]
-        heads = ["image", "rollout", "last layer"]
-        kind = "PNG" if max(image.shape[-2:]) < 64 else "JPEG"
-        cells = "".join(
-            f'<figure><img src="{data_uri(p, kind=kind)}" alt="{h}" loading="lazy">'
-            f"<figcaption>{gallery.caption(row) if h == 'image' else h}</figcaption></figure>"
-            for p, h in zip(pictures, heads, strict=True)
-        )
+        cells = _card(thumbnail(image, OVERLAY), gallery.caption(row), image)
+        for picture, name in zip(drawn, ("rollout", "last layer"), strict=True):
+            address = data_uri(picture, kind="JPEG")
+            cells += (
+                f'<figure><img src="{address}" alt="{name}" loading="lazy"><figcaption>{name}</figcaption></figure>'
+            )
         rows.append(f'<div class="triple">{cells}</div>')
     if not rows:
         return ""
@@ -150,7 +148,7 @@ def attention(gallery: Gallery, model: nn.Module, preprocess: Preprocess, most: 
         "averaged over its heads. Pale is high, dark is low, each map scaled to its own range; white areas were "
         "cropped away before the model saw the image."
     )
-    return f"<p>{note}</p>{''.join(rows)}"
+    return f'<p>{note}</p><div class="triples">{"".join(rows)}</div>'
 
 
 def _overlay(model: nn.Module, batch: Tensor, image: Tensor, preprocess: Preprocess, method: Method) -> Picture:
@@ -167,11 +165,14 @@ def _overlay(model: nn.Module, batch: Tensor, image: Tensor, preprocess: Preproc
 def known_figures(model: nn.Module, gallery: Gallery | None, preprocess: Preprocess) -> str:
     """Return the figures of Dosovitskiy et al. 2021, figure 7, of this model; those that do not apply are left out."""
     parts: list[str] = []
-    _try(parts, lambda: figure(data_uri(filters_figure(model)), "", alt="Principal components of the patch embedding"))
-    _try(parts, lambda: figure(data_uri(positions_figure(model)), "", alt="Similarity of position embeddings"))
+    _try(
+        parts,
+        lambda: figure(data_uri(filters_figure(model, text=24)), "", alt="Principal components of the patch embedding"),
+    )
+    _try(parts, lambda: figure(data_uri(positions_figure(model, text=26)), "", alt="Similarity of position embeddings"))
     if gallery is not None:
         _try(parts, lambda: _distance(model, gallery, preprocess))
-    return f'<div class="row">{"".join(parts)}</div>' if parts else ""
+    return f'<div class="row wide">{"".join(parts)}</div>' if parts else ""
 
 
 def _try(parts: list[str], make: Callable[[], str]) -> None:

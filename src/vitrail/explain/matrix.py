@@ -106,6 +106,9 @@ def _names(names: Sequence[str], cell: float, side: float) -> list[str]:
     for i, name in enumerate(names):
         short, at = text_of(name if len(name) <= 20 else name[:19] + "…"), (i + 0.5) * cell
         out.append(f'<text x="-8" y="{at + 3.5:.1f}" text-anchor="end" fill="{INK}">{short}</text>')
+        if max(len(n) for n in names) <= 3:
+            out.append(f'<text x="{at:.1f}" y="{side + 15:.1f}" text-anchor="middle" fill="{INK}">{short}</text>')
+            continue
         x, y = f"{at + 3:.1f}", f"{side + 12:.1f}"
         out.append(
             f'<text x="{x}" y="{y}" text-anchor="end" fill="{INK}" transform="rotate(-45 {x} {y})">{short}</text>'

@@ -33,6 +33,8 @@ a{color:var(--blue)}
 .facts span{color:var(--muted);font-size:.85rem}
 .row{display:flex;flex-wrap:wrap;gap:16px}
 .row figure{flex:1 1 300px;min-width:0}
+.row.wide figure{flex:1 1 440px}
+.beside{display:flex;flex-wrap:wrap;gap:8px 48px;align-items:flex-start}
 figure{margin:8px 0}
 figure svg,figure img{max-width:100%;height:auto;display:block}
 .scroll{overflow-x:auto}
@@ -47,10 +49,11 @@ th[aria-sort=descending] button::after{content:' \\2193'}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(128px,1fr));gap:14px}
 .cards figure{margin:0;break-inside:avoid}
 .cards img{width:100%;height:128px;object-fit:contain;background:var(--soft);border-radius:6px;image-rendering:auto}
-.cards img.small{image-rendering:pixelated}
+img.small{image-rendering:pixelated}
 .cards figcaption{line-height:1.35;margin-top:4px;overflow-wrap:anywhere}
 .cards b,.triple b{color:var(--ink)}
-.triple{display:grid;grid-template-columns:repeat(3,minmax(0,224px));gap:14px;margin:0 0 18px;break-inside:avoid}
+.triples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,400px),1fr));gap:20px 28px}
+.triple{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:8px;break-inside:avoid}
 .triple figure{margin:0}.triple img{width:100%;border-radius:6px}
 .triple figcaption{line-height:1.35;margin-top:4px;overflow-wrap:anywhere}
 pre{background:var(--soft);border:1px solid var(--line);border-radius:8px;padding:12px 14px;overflow-x:auto;
@@ -100,7 +103,7 @@ class Cell:
 def page(title: str, header: str, sections: Sequence[Section], footer: str) -> str:
     """Return the whole document. ``header`` and ``footer`` are markup; ``title`` is text."""
     shown = [s for s in sections if s.body]
-    links = "".join(f'<a href="#{s.anchor}">{text_of(s.title)}</a>' for s in shown)
+    links = " ".join(f'<a href="#{s.anchor}">{text_of(s.title)}</a>' for s in shown)
     body = "".join(f'<section id="{s.anchor}"><h2>{text_of(s.title)}</h2>{s.body}</section>' for s in shown)
     policy = (
         f"default-src 'none'; img-src data:; style-src 'sha256-{_hash(STYLE)}'; script-src 'sha256-{_hash(SCRIPT)}'; "

@@ -40,8 +40,7 @@ def write_report(folder: str | Path, *, dataset: Pictures | None = None) -> Path
     metrics = None
     if run.predictions is not None:
         metrics = sections.measure(run.predictions, len(run.classes))
-    source = sections.dig(run.recipe, "data", "source")
-    parts = [Section("curves", "Training", sections.curves(run))]
+    parts = [Section("curves", "Training", sections.curves(run)), Section("data", "Data", sections.data(run))]
     if metrics is not None:
         parts += [
             Section("confusion", "Confusion matrix", sections.confusion(run, metrics)),
@@ -55,7 +54,7 @@ def write_report(folder: str | Path, *, dataset: Pictures | None = None) -> Path
             parts.append(Section("attention", "Attention", pictures.attention(gallery, model, preprocess)))
         parts.append(Section("figures", "Inside the model", pictures.known_figures(model, gallery, preprocess)))
     parts.append(Section("recipe", "Recipe", sections.recipe(run)))
-    parts.append(Section("next", "Next", sections.next_commands(run, source)))
+    parts.append(Section("next", "Next", sections.next_commands(run)))
     header = sections.header(run, metrics) + "".join(f'<p class="note">{text_of(note)}</p>' for note in notes)
     html = page(f"Vitrail: {run.folder.name}", header, parts, _footer(run))
     return _replace(run.folder / "report.html", html)
@@ -80,7 +79,8 @@ def _reopen(run: Run, split: str) -> Pictures:
     from vitrail.data.sources import open_dataset
 
     data: dict[str, Any] = run.recipe.get("data") or {}
-    known = {k: data[k] for k in ("val_fraction", "test_fraction", "seed", "allow_empty") if k in data}
+    keys = ("val_fraction", "test_fraction", "seed", "allow_empty")
+    known = {k: data[k] for k in keys if isinstance(data.get(k), int | float)}
     splits = open_dataset(data["source"], **known)
     found = splits.test if split == "test" else splits.val
     if found is None:
@@ -102,7 +102,7 @@ def _model(run: Run, notes: list[str]) -> tuple[nn.Module | None, Preprocess | N
 def _footer(run: Run) -> str:
     from vitrail import __version__
 
-    made = run.environment.get("date") or run.environment.get("started") or ""
+    made = f"Run started {run.environment['started']}." if run.environment.get("started") else ""
     return f'<p class="muted">{text_of(f"Made by Vitrail {__version__}. {made}".strip())}</p>'
 
 

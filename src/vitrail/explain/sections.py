@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from .matrix import confusion_svg, most_confused
 from .page import Cell, commands, facts, figure, table
 from .runfolder import Predictions, Run
 
-MOST_ROWS = 400
+MOST_ROWS, MOST_BROKEN = 400, 20
 
 
 def measure(found: Predictions, classes: int) -> ClassificationMetrics:
@@ -44,20 +45,23 @@ def margin(share: float, count: int) -> float:
 def header(run: Run, metrics: ClassificationMetrics | None) -> str:
     """Say what was trained, on what, and with which result."""
     model, data = dig(run.recipe, "model", "name"), dig(run.recipe, "data", "source")
-    title = f"<h1>{text_of(model or 'model')} on {text_of(data or 'data')}</h1>"
-    said = [f"Run folder {run.folder}"]
+    title = f"<h1>{text_of(model or 'A model')} on {text_of(Path(data).name if data else 'data')}</h1>"
+    said = []
     if run.summary.get("params"):
         said.append(f"{run.summary['params']:,} parameters")
+    if dig(run.summary, "images", "train"):
+        said.append(f"{run.summary['images']['train']:,} training images")
+    if run.summary.get("epochs"):
+        said.append(f"{run.summary['epochs']:,} epochs")
     if run.summary.get("seconds"):
-        said.append(f"trained in {duration(float(run.summary['seconds']))}")
-    line = f'<p class="muted">{text_of(" · ".join(said))}</p>'
+        said.append(f"{duration(float(run.summary['seconds']))} on {run.environment.get('device', 'this machine')}")
+    line = f'<p class="muted">{text_of(", ".join(said))}<br>{text_of(run.folder)}</p>'
     if metrics is None or run.predictions is None:
         return title + line + "<p>There are no predictions in this run yet.</p>"
     numbers, split = metrics.compute(), run.predictions.split
-    count = int(numbers["count"])
-    top1 = numbers["top1"]
+    count, top1 = int(numbers["count"]), numbers["top1"]
     shown = [
-        (percent(top1), f"accuracy on {split} (± {100 * margin(top1, count):.1f}, 95 %)"),
+        (percent(top1), f"{split} accuracy, ± {100 * margin(top1, count):.1f}"),
         (percent(numbers["macro_f1"]), "mean F1 of the classes"),
         (percent(numbers["ece"]), "calibration error"),
         (f"{count:,}", f"{split} images"),
@@ -65,7 +69,26 @@ def header(run: Run, metrics: ClassificationMetrics | None) -> str:
     ]
     if len(run.classes) > 10:
         shown.insert(1, (percent(numbers["top5"]), "top-5 accuracy"))
-    return title + line + facts(shown)
+    note = f"Measured with the best weights (chosen on validation) on {split}; ± is half the 95 % interval."
+    return f'{title}{line}{facts(shown)}<p class="note">{note}</p>'
+
+
+def data(run: Run) -> str:
+    """Say which images there were, what was decided about them, and what could not be used."""
+    counts = run.summary.get("images")
+    rows = [[name, Cell(f"{n:,}", n)] for name, n in counts.items()] if isinstance(counts, dict) else []
+    parts = [table(["split", "images"], rows)] if rows else []
+    said = [str(note) for note in run.summary.get("notes") or []]
+    if run.summary.get("skipped"):
+        said.append(f"{run.summary['skipped']} training steps were skipped; metrics.jsonl says why.")
+    if said:
+        parts.append("<ul>" + "".join(f"<li>{text_of(note)}</li>" for note in said) + "</ul>")
+    broken = [str(name) for name in run.summary.get("unreadable") or []]
+    if broken:
+        listed = "".join(f"<li>{text_of(name)}</li>" for name in broken[:MOST_BROKEN])
+        more = f"<li>and {len(broken) - MOST_BROKEN} more</li>" if len(broken) > MOST_BROKEN else ""
+        parts.append(f"<h3>{len(broken)} images that could not be read</h3><ul>{listed}{more}</ul>")
+    return "".join(parts)
 
 
 def dig(tree: dict[str, Any], *keys: str) -> Any:
@@ -115,7 +138,14 @@ def _curve(
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in s.points if math.isfinite(y)]
     plot = Plot(
-        title, "epoch", y_label, (0.0, max(xs) or 1.0), span_of(ys, zero=zero), marks=marks, percent=percent_axis
+        title,
+        "epoch",
+        y_label,
+        (0.0, max(xs) or 1.0),
+        span_of(ys, zero=zero),
+        (340, 250),
+        marks=marks,
+        percent=percent_axis,
     )
     return plot.svg(series)
 
@@ -139,7 +169,7 @@ def confusion(run: Run, metrics: ClassificationMetrics) -> str:
     if not rows:
         return picture + "<p>No image was taken for another class.</p>"
     listed = table(["true class", "taken for", "images", "of the class"], rows)
-    return f"{picture}<h3>Most confused</h3>{listed}"
+    return f'<div class="beside"><div>{picture}</div><div><h3>Most confused</h3>{listed}</div></div>'
 
 
 def per_class(run: Run, metrics: ClassificationMetrics) -> str:
@@ -165,14 +195,14 @@ def calibration(metrics: ClassificationMetrics) -> str:
     bins = [b for b in metrics.reliability() if b["count"]]
     if not bins:
         return ""
-    plot = Plot("Accuracy by confidence", "confidence", "", (0.0, 1.0), (0.0, 1.0), percent=True, size=(460, 320))
+    plot = Plot("Accuracy by confidence", "confidence", "", (0.0, 1.0), (0.0, 1.0), percent=True, size=(460, 300))
     plot.add(Series("", [(0.0, 0.0), (1.0, 1.0)], MUTED, dashed=True))
     for b in bins:
         plot.bar(b["low"] + 0.004, b["high"] - 0.004, b["accuracy"], "#9ecae9")
     line = Series("", [(b["confidence"], b["accuracy"]) for b in bins], BLUE, dots=True)
     plot.add(line)
     most = max(b["count"] for b in bins)
-    counts = Plot("Images by confidence", "confidence", "images", (0.0, 1.0), (0.0, most * 1.06), size=(460, 320))
+    counts = Plot("Images by confidence", "confidence", "images", (0.0, 1.0), (0.0, most * 1.06), size=(460, 300))
     for b in bins:
         counts.bar(b["low"] + 0.004, b["high"] - 0.004, b["count"], "#b8bfc8")
     error, numbers = metrics.calibration_error(), metrics.compute()
@@ -189,26 +219,24 @@ def recipe(run: Run) -> str:
     """Show the resolved recipe, and the machine and versions it ran with."""
     path = run.folder / "recipe.yaml"
     text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-    rows = [[str(k), _short(v)] for k, v in run.environment.items() if not isinstance(v, dict | list)]
-    versions = run.environment.get("versions")
-    rows += [[str(k), str(v)] for k, v in versions.items()] if isinstance(versions, dict) else []
+    rows = [[str(k), _short(v)] for k, v in run.environment.items() if v is not None]
     machine = f"<h3>Environment</h3>{table(['what', 'value'], rows)}" if rows else ""
     return (f"<pre>{text_of(text)}</pre>" if text else "") + machine
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = shlex.join(str(v) for v in value) if isinstance(value, list) else str(value)
     return text if len(text) <= 120 else text[:119] + "…"
 
 
-def next_commands(run: Run, data: str | None) -> str:
+def next_commands(run: Run) -> str:
     """Return what to type next, with this run's own paths."""
-    folder, source = shlex.quote(str(run.folder)), shlex.quote(data or "DATA")
+    folder = shlex.quote(str(run.folder))
     return commands(
         [
             (f"vitrail predict {folder} PHOTO.jpg", "classify images, folders or globs"),
             (f"vitrail explain {folder} PHOTO.jpg", "where the answer was read from"),
-            (f"vitrail val {folder} {source}", "measure it on other data"),
+            (f"vitrail val {folder} --data FOLDER", "measure it on other data"),
             (f"vitrail train {folder}/recipe.yaml --epochs 50", "train again, with a change"),
         ]
     )
