@@ -170,7 +170,10 @@ def test_cut_files_are_refused_never_half_grey(fmt: str, share: float) -> None:
     assert refused(data[: max(1, int(len(data) * share))]) in {"truncated", "corrupt", "not_an_image"}
 
 
-@given(data=st.binary(max_size=400), magic=st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"BM"]))
+@given(
+    data=st.binary(max_size=400),
+    magic=st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"BM"]),
+)
 @settings(max_examples=150, deadline=None)
 def test_random_bytes_never_crash(data: bytes, magic: bytes) -> None:
     try:

@@ -72,9 +72,7 @@ class ImageInfo:
     animated: bool
 
 
-def read_image(
-    source: str | bytes | os.PathLike[str], *, max_pixels: int = MAX_PIXELS
-) -> Tensor:
+def read_image(source: str | bytes | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decode one image to uint8 (3, H, W), upright, RGB.
 
     ``source`` is a path (str or PathLike) or the encoded file (bytes).
@@ -85,17 +83,13 @@ def read_image(
         return torch.from_numpy(_pixels(image)).permute(2, 0, 1)
 
 
-def probe_image(
-    source: str | bytes | os.PathLike[str], *, max_pixels: int = MAX_PIXELS
-) -> ImageInfo:
+def probe_image(source: str | bytes | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     """Read the header only. Raises :class:`BrokenImage` for what :func:`read_image` refuses by the header."""
     with _opened(source, max_pixels) as image:
         return info_of(image)
 
 
-def inspect_image(
-    source: str | bytes | os.PathLike[str], *, max_pixels: int = MAX_PIXELS
-) -> tuple[ImageInfo, Tensor]:
+def inspect_image(source: str | bytes | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tuple[ImageInfo, Tensor]:
     """Return header facts and pixels of one image, opened once."""
     with _opened(source, max_pixels) as image:
         info = info_of(image)
@@ -141,9 +135,7 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
 
 
 @contextmanager
-def _opened(
-    source: str | bytes | os.PathLike[str], max_pixels: int
-) -> Iterator[Image.Image]:
+def _opened(source: str | bytes | os.PathLike[str], max_pixels: int) -> Iterator[Image.Image]:
     """Yield a Pillow image whose header has passed every check; translate whatever goes wrong."""
     from PIL import Image, ImageFile
 
@@ -202,8 +194,7 @@ def _check_header(image: Image.Image, max_pixels: int) -> None:
     if max(width, height) > MAX_SIDE or max(width, height) > MAX_RATIO * min(width, height):
         raise BrokenImage(
             "extreme_shape",
-            f"expected sides of at most {MAX_SIDE} pixels and a ratio of at most {MAX_RATIO}, "
-            f"got {width} x {height}",
+            f"expected sides of at most {MAX_SIDE} pixels and a ratio of at most {MAX_RATIO}, got {width} x {height}",
         )
 
 

@@ -70,9 +70,7 @@ class Layout:
         train = self.counts("train")
         found = {}
         for split in ("val", "test"):
-            names = [
-                self.classes.names[c] for c in range(len(self.classes)) if self.counts(split)[c] and not train[c]
-            ]
+            names = [self.classes.names[c] for c in range(len(self.classes)) if self.counts(split)[c] and not train[c]]
             if names:
                 found[split] = names
         return found

@@ -125,7 +125,9 @@ def read_parquet(source: str) -> Layout:
     for split, paths in shards.items():
         stores[split], columns[split], found = _read_split(source, split, paths)
         if names is not None and found is not None and names != found:
-            raise DataError(f"expected the same class names in every split of {printable(source)}, got others in {split}")
+            raise DataError(
+                f"expected the same class names in every split of {printable(source)}, got others in {split}"
+            )
         names = names or found
     classes, labels = _labels(source, names, columns)
     parts = {split: Part(stores[split], labels[split]) for split in shards}
@@ -233,7 +235,9 @@ def _labels(
     for split, values in columns.items():
         wrong = next((i for i, v in enumerate(values) if not isinstance(v, (int, str)) or isinstance(v, bool)), None)
         if wrong is not None:
-            raise DataError(f"expected one whole number or text as label, got {values[wrong]!r} in row {wrong} of {split} ({shown})")
+            raise DataError(
+                f"expected one whole number or text as label, got {values[wrong]!r} in row {wrong} of {split} ({shown})"
+            )
         if names is not None:
             wrong = next((i for i, v in enumerate(values) if not isinstance(v, int) or not 0 <= v < len(names)), None)
             if wrong is not None:
