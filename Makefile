@@ -40,7 +40,10 @@ $(VENV)/.docs: $(VENV)/.torch
 	@touch $@
 
 demo: $(VENV)/.demo  ## train a ViT on real scanned digits, explain it, say what to type next (under 3 minutes)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/demo.sh
+	@echo '$$ vitrail train digits'
+	@$(BIN)/vitrail train digits
+	@echo
+	@echo 'The commands above are in $(BIN): source $(BIN)/activate'
 
 test: $(VENV)/.dev  ## run every test
 	@$(BIN)/python -m pytest $(ARGS)

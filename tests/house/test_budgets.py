@@ -54,10 +54,18 @@ def test_block_constructors_stay_small():
 
 
 def test_models_swallow_no_keywords():
-    """`create_model` is the one door with free keywords; it refuses the unknown ones by name."""
+    """Two module-level helpers take free keywords; both refuse unknown ones. No class does."""
     for path in [*files(PACKAGE / "models"), *files(PACKAGE / "nn")]:
         taking = {node.name for node in functions(path) if node.args.kwarg}
-        assert taking <= {"create_model"}, f"{shown(path)}: **kwargs in {taking - {'create_model'}}"
+        assert taking <= {"create_model", "sized"}, f"{shown(path)}: **kwargs in {taking}"
+    from vitrail.errors import UsageError
+    from vitrail.models import create_model
+    from vitrail.models.vit import sized
+
+    with pytest.raises(UsageError, match="drop_path_rate"):
+        create_model("test_vit", drop_path=0.1)
+    with pytest.raises(TypeError, match="drop_path"):
+        sized("tiny", 16, 224, drop_path=0.1)
 
 
 def test_attention_is_written_once():

@@ -1,12 +1,14 @@
-"""The last words of a training: what it reached, where it is, what to type next."""
+"""The last words of a training: what it reached, where it is, what it looks at, what to type next."""
 
 from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import VitrailError
 from .console import result, say
 
 if TYPE_CHECKING:
@@ -14,21 +16,27 @@ if TYPE_CHECKING:
 
 
 def finish(verb: str, as_json: bool, run: RunResult) -> None:
-    """Say them, on stdout: whatever else a training says goes to stderr."""
+    """Draw the attention picture and say it all, on stdout: whatever else a training says goes to stderr."""
     folder = run.folder.resolve()
     report = folder / "report.html"
+    picture = _draw(folder)
     counted = f"{run.metrics['count']:.0f} {'test' if run.split == 'test' else 'validation'} images"
-    say(f"\naccuracy  {run.metrics['top1']:.2%} on {counted} that it was not trained on")
-    say(f"run       {folder}")
+    say(f"\naccuracy   {run.metrics['top1']:.2%} on {counted} that it was not trained on")
+    say(f"run        {folder}")
+    if picture is not None:
+        say(f"attention  {picture}")
     if report.exists():
-        say(f"report    {report}")
+        say(f"report     {report}")
     say("\nNext:")
-    for command, why in next_commands(folder):
-        say(f"  {command:<58}  {why}")
+    commands = next_commands(folder)
+    width = max(len(command) for command, _ in commands)
+    for command, why in commands:
+        say(f"  {command:<{width}}  {why}")
     result(
         verb,
         as_json,
         folder=folder,
+        attention=picture,
         report=report if report.exists() else None,
         split=run.split,
         metrics=run.metrics,
@@ -37,13 +45,27 @@ def finish(verb: str, as_json: bool, run: RunResult) -> None:
     )
 
 
+def _draw(folder: Path) -> Path | None:
+    """Draw attention over held-out images; the training is safe, so that a failure here is a sentence and no more."""
+    from .heldout import held_out
+    from .samples import draw_samples
+    from .source import open_predictor
+
+    try:
+        predictor = open_predictor(str(folder), device="cpu")
+        return draw_samples(predictor, held_out(str(folder)), "rollout", folder / "explain")[1]
+    except (VitrailError, OSError) as error:
+        say(f"the attention picture could not be drawn: {error}", stream=sys.stderr)
+        return None
+
+
 def next_commands(folder: Path) -> list[tuple[str, str]]:
     """Return commands to type next, and what each does; paths are relative where that is shorter."""
     near = os.path.relpath(folder)
     run = shlex.quote(near if len(near) < len(str(folder)) else str(folder))
     return [
         (f"vitrail predict {run} IMAGE...", "classify your own images"),
-        (f"vitrail explain {run}", "see where it looks"),
+        (f"vitrail explain {run} IMAGE...", "see where it looks in them"),
         (f"vitrail explain {run} --figures", "see what its weights have learnt"),
         (f"vitrail val {run}", "figures for each class"),
     ]

@@ -1,0 +1,44 @@
+"""The command line is a promise: every verb and option is listed here, and changes only on purpose."""
+
+from __future__ import annotations
+
+import typer
+from typer.main import get_command
+
+from vitrail.cli.main import app
+
+FROZEN = {
+    "vitrail": "--help --version",
+    "train": "--batch --data --device --epochs --help --img-size --json --lr --model --name --out --seed --set words",
+    "resume": "--force --help --json run",
+    "val": "--batch --data --device --help --json --split model",
+    "predict": "--batch --csv --device --help --img-size --json --top images model",
+    "explain": "--data --device --figures --help --json --method --out --per-head images model",
+    "models": "--help --json pattern",
+    "convert": "--help --json --layout --model --set source target",
+    "data": "--help",
+    "data check": "--help --json source",
+}
+
+
+def found() -> dict[str, str]:
+    lines = {}
+
+    def walk(command, name):
+        context = typer.Context(command)
+        options = {max(p.opts, key=len) for p in command.get_params(context)}
+        lines[name or "vitrail"] = " ".join(sorted(options))
+        for word, inner in getattr(command, "commands", {}).items():
+            walk(inner, f"{name} {word}".strip())
+
+    walk(get_command(app), "")
+    return lines
+
+
+def test_no_option_appears_or_vanishes_unnoticed():
+    assert found() == FROZEN
+
+
+def test_every_verb_that_works_prints_json():
+    silent = {"vitrail", "data"}  # groups
+    assert all("--json" in options.split() for name, options in found().items() if name not in silent)
