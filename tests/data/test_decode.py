@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+
 from vitrail.data.decode import BrokenImage, inspect_image, probe_image, read_image, sniff
 from vitrail.errors import UsageError
 
@@ -178,10 +179,9 @@ def test_cut_files_are_refused_never_half_grey(fmt: str, share: float) -> None:
 def test_random_bytes_never_crash(data: bytes, magic: bytes) -> None:
     try:
         image = read_image(magic + data)
-    except BrokenImage as error:
-        assert error.reason
-    else:
-        assert image.dtype == torch.uint8
+    except BrokenImage:
+        return
+    assert image.dtype == torch.uint8
 
 
 def test_damaged_bytes_are_corrupt() -> None:
@@ -244,7 +244,7 @@ def test_one_pixel_is_an_image() -> None:
 
 
 def test_thirty_two_bits_have_no_known_range() -> None:
-    assert refused(encode(np.random.rand(8, 8).astype(np.float32), "TIFF")) == "unsupported_mode"
+    assert refused(encode(RGB[:8, :8, 0].astype(np.float32), "TIFF")) == "unsupported_mode"
     assert refused(encode(np.arange(64, dtype=np.int32).reshape(8, 8), "TIFF")) == "unsupported_mode"
 
 

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from .transforms import PadCrop as PadCrop
     from .transforms import TrainCrop as TrainCrop
 
-__all__ = sorted(_DOORS)  # noqa: PLE0605 - the doors are the names
+__all__ = sorted(_DOORS)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """The built-in real set: scikit-learn's ``digits``, 1797 scanned handwritten digits of 8 x 8 pixels.
 
-Source: UCI "Optical recognition of handwritten digits" (Alpaydin, Kaynak 1998), its test part, as scikit-learn ships it;
-grey values 0..16. The split is fixed for ever: 20 % test, 10 % of the rest val, stratified, seed 0.
+Source: UCI "Optical recognition of handwritten digits" (Alpaydin, Kaynak 1998), its test part, as scikit-learn
+ships it; grey values 0..16. The split is fixed for ever: 20 % test, 10 % of the rest val, stratified, seed 0.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Batches for training and evaluation: a pure function of (seed, epoch, batch index).
 
 Neither the worker count, nor where iteration starts, nor what is cached changes a single value; so resuming needs to
-know only the step (docs/reliability.md 1.2, T6). A file that cannot be read becomes a masked sample, never another image
-(D3), and is listed.
+know only the step (docs/reliability.md 1.2, T6). A file that cannot be read becomes a masked sample, never another
+image (D3), and is listed.
 Shapes: B batch, K classes; images (B, 3, h, w) float32, normalised.
 """
 
@@ -37,7 +37,8 @@ _SHOWN = 20
 @dataclass(frozen=True)
 class Batch:
     """``images`` float32 (B, 3, h, w); ``labels`` int64 (B,); ``targets`` float32 (B, K) or None without mixing;
-    ``keep`` bool (B,), False where the image could not be read (its pixels are zero); ``indices`` int64 (B,) in the set.
+    ``keep`` bool (B,), False where the image could not be read (its pixels are zero); ``indices`` int64 (B,) are
+    positions in the set.
     """
 
     images: Tensor
@@ -90,7 +91,7 @@ class _Job:
 
 
 class Loader:
-    """Loads, crops, augments and batches an :class:`~vitrail.data.imageset.ImageSet`, for training and evaluation alike.
+    """Loads, crops, augments and batches an :class:`~vitrail.data.imageset.ImageSet`, to train or to evaluate.
 
     Args:
         dataset: the images.

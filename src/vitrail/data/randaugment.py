@@ -1,7 +1,7 @@
 """RandAugment on whole batches: Cubuk et al. 2020, arXiv 1909.13719; magnitudes and their spread as timm has them.
 
-Fourteen operations; each image draws its own. All geometric ones of a round are one ``grid_sample``; the four blends are
-one pass; the others go by group. Works on any device; all chance comes from the draws.
+Fourteen operations; each image draws its own. All geometric ones of a round are one ``grid_sample``; the four blends
+are one pass; the others go by group. Works on any device; all chance comes from the draws.
 Shapes: B batch, k images that drew one operation, (B, 3, H, W) uint8.
 """
 
@@ -127,7 +127,7 @@ def warp(images: Tensor, matrix: NDArray[np.float64], fill: int) -> Tensor:
 
 
 def blend(images: Tensor, operation: NDArray[np.int64], factor: NDArray[np.float64]) -> Tensor:
-    """Move uint8 (k, 3, H, W) away from (factor > 1) or towards (< 1) a plain version: grey, mean grey, black, blurred."""
+    """Move uint8 (k, 3, H, W) away from (factor > 1) or towards (< 1) grey, mean grey, black or blur."""
     pixels = images.float()
     plain = torch.zeros_like(pixels)
     for name, make in (("color", _grey), ("contrast", _mean_grey), ("sharpness", _smooth)):

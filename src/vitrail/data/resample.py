@@ -45,7 +45,7 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: str = "bicubic")
 
 
 def resample(images: Tensor, boxes: NDArray[np.int64], size: tuple[int, int], interpolation: str = "bicubic") -> Tensor:
-    """Cut one box out of each uint8 (B, 3, H, W) and resize it to (h, w): uint8 (B, 3, h, w), by two matrix products."""
+    """Cut one box out of each uint8 (B, 3, H, W) and resize it to (h, w): uint8 (B, 3, h, w), by two products."""
     batch, channels, height, width = images.shape
     require_interpolation(interpolation)
     box = torch.from_numpy(np.ascontiguousarray(boxes)).to(images.device)
@@ -79,7 +79,7 @@ def _weights(start: Tensor, length: Tensor, size_in: int, size_out: int, interpo
 
 
 def _cubic(distance: Tensor) -> Tensor:
-    """Keys' kernel with a = -1/2 for distances d >= 0, without branches: (2 - d)+^2 (1 - d) / 2 + (1 - d)+^2 (2 d - 1)."""
+    """Keys' kernel with a = -1/2 for distances d >= 0: (2 - d)+^2 (1 - d) / 2 + (1 - d)+^2 (2 d - 1)."""
     far = (2.0 - distance).clamp_(min=0.0).square_().mul_(0.5)
     near = (1.0 - distance).clamp_(min=0.0).square_()
     slope = torch.sub(near, far, alpha=0.5).mul_(2.0)

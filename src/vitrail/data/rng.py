@@ -62,7 +62,7 @@ def uniforms(
 ) -> NDArray[np.float64]:
     """Return float64 (B, count) in [0, 1): ``count`` draws for each of B indices.
 
-    Row ``i`` depends on ``indices[i]`` alone, not on its neighbours, and draw ``j`` is the same for every ``count > j``.
+    Row ``i`` depends on ``indices[i]`` alone, not on its neighbours; draw ``j`` is the same for every ``count > j``.
     """
     return (bits(seed, epoch, indices, count, stream) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

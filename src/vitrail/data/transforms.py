@@ -1,7 +1,7 @@
 """From an image of any size to the size the model takes: crops for training and for evaluation, on uint8.
 
-Sources: random resized crop - Szegedy et al. 2015 (arXiv 1409.4842, section 6) with torchvision's ten tries; padded crop -
-He et al. 2016 (arXiv 1512.03385, section 4.2); evaluation crop - timm's ``crop_pct``.
+Sources: random resized crop - Szegedy et al. 2015 (arXiv 1409.4842, section 6) with torchvision's ten tries; padded crop
+- He et al. 2016 (arXiv 1512.03385, section 4.2); evaluation crop - timm's ``crop_pct``.
 A crop takes images and draws: row ``b`` of ``draws`` holds the uniform numbers of image ``b``, so a crop has no state.
 Shapes: B batch, H x W input, h x w output, D draws an image.
 """
@@ -88,7 +88,7 @@ class TrainCrop:
 class PadCrop:
     """The crop of CIFAR: ``padding`` pixels on each side, then a box of the image's own size at a random place.
 
-    ``mode`` is ``constant`` (black) or ``reflect``. Images that are not of ``size`` are resized and centre-cropped first.
+    ``mode`` is ``constant`` (black) or ``reflect``. Images of another size are resized and centre-cropped first.
     """
 
     size: tuple[int, int]
@@ -153,7 +153,7 @@ class EvalCrop:
 
 
 def crop_images(crop: Crop, images: Sequence[Tensor], draws: Draws) -> Tensor:
-    """Crop images of any sizes: list of uint8 (3, H, W) -> uint8 (B, 3, h, w). Small ones of one size go as one batch."""
+    """Crop images of any sizes: list of uint8 (3, H, W) -> uint8 (B, 3, h, w). Small ones of one size go together."""
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, image in enumerate(images):
         # A large image is a group of its own: stacking would only copy it.
@@ -175,8 +175,8 @@ def sample_boxes(
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Boxes of random area (a share of the image, uniform) and aspect ratio (log-uniform) at a random place.
 
-    ``draws`` is (B, 2 * tries + 2): areas, ratios, then top and left. Returns int64 (B, 4) and bool (B,), which is False
-    where no try fitted (``strict``: had to be smaller than the image on both sides).
+    ``draws`` is (B, 2 * tries + 2): areas, ratios, then top and left. Returns int64 (B, 4) and bool (B,), which is
+    False where no try fitted (``strict``: had to be smaller than the image on both sides).
     """
     areas, ratios = draws[:, :_TRIES], draws[:, _TRIES : 2 * _TRIES]
     area = height * width * (scale[0] + areas * (scale[1] - scale[0]))
