@@ -64,14 +64,14 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Fill every parameter and buffer of a peer with values that keep activations O(1).
+    """Fill every parameter and saved buffer of a peer with values that keep activations O(1).
 
     Fresh peers hide bugs: zero biases, unit scales and zero heads would let a swapped or dropped tensor pass.
     Matrices get N(0, 1/fan_in), scales 1 + N(0, 0.2²), everything else N(0, 0.5²).
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        for name, tensor in model.state_dict().items():
             if not tensor.is_floating_point():
                 continue
             noise = torch.randn(tensor.shape, generator=generator)

@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import pickle
+import re
 import tarfile
 import zipfile
 
@@ -120,7 +121,7 @@ def refuse(path) -> str:
 
 def test_code_in_an_archive(tmp_path, marker):
     torch.save({"w": Evil()}, tmp_path / "e.pt")
-    assert "holds code" in refuse(tmp_path / "e.pt")
+    assert re.search(r"holds code.*\.system", refuse(tmp_path / "e.pt"))
 
 
 def test_code_in_a_bare_pickle_and_in_a_tar(tmp_path, marker):
@@ -143,7 +144,7 @@ def test_code_in_npz(tmp_path, marker):
 def test_a_file_that_eats_memory_ends_the_child_only(tmp_path):
     """A pickle of a few bytes that asks for a terabyte, by a call that weights_only allows."""
     torch.save({"w": torch.ones(1)}, tmp_path / "c.pt")
-    greedy = b"\x80\x02cbuiltins\nbytearray\n(L1000000000000L\ntR."
+    greedy = b"\x80\x02c__builtin__\nbytearray\n\x8a\x06\x00\x00\x00\x00\x00\x10\x85R."
     with zipfile.ZipFile(tmp_path / "c.pt") as old, zipfile.ZipFile(tmp_path / "e.pt", "w") as new:
         for name in old.namelist():
             new.writestr(name, greedy if name.endswith("data.pkl") else old.read(name))
@@ -256,5 +257,5 @@ def test_a_file_that_takes_too_long_is_stopped(tmp_path, monkeypatch):
 def test_a_child_without_memory_gives_a_readable_error(tmp_path, monkeypatch):
     monkeypatch.setattr("vitrail.weights.foreign.MEMORY_FLOOR", 30_000_000)
     torch.save(STATE, tmp_path / "c.pt")
-    with pytest.raises(WeightsError, match="limits|more memory"):
+    with pytest.raises(WeightsError, match=r"limits|more memory"):
         read_foreign(tmp_path / "c.pt")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from ..errors import WeightsError
+from ..errors import WeightsError, did_you_mean
 from ..models import as_size, config_of, configure, variants
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -73,6 +73,9 @@ def from_timm(data: Mapping[str, Any], shapes: Shapes) -> Any:
     What the tensors show (class token, positions, pooling, LayerScale) is taken from their shapes.
     """
     name = str(data["architecture"])
+    if not in_timm(name):
+        near = did_you_mean(name, filter(in_timm, variants()))
+        raise WeightsError(f"{name!r} of timm is not a model Vitrail has.{near} `vitrail models` lists all.")
     args = dict(data.get("model_args") or {})
     strangers = sorted(args.keys() - _TIMM_READ - _TIMM_IDLE)
     if strangers:
@@ -88,11 +91,11 @@ def from_timm(data: Mapping[str, Any], shapes: Shapes) -> Any:
     if type(base).__name__ != "DeiTConfig":
         pool = args.get("global_pool", data.get("global_pool", base.global_pool))
         changes |= _seen(shapes, configure(base, changes), str(pool))
-        pooled = changes["global_pool"] != "token" and changes["class_token"]
-        if pooled and bool(args.get("pool_include_prefix")) != (changes["global_pool"] == "map"):
+        sees_token, pool = bool(args.get("pool_include_prefix")), changes["global_pool"]
+        if pool != "token" and changes["class_token"] and sees_token != (pool == "map"):
             raise WeightsError(
-                f"timm's {name} has global_pool={changes['global_pool']!r} beside a class token and pool_include_prefix="
-                f"{args.get('pool_include_prefix')}; in Vitrail attention pooling sees that token, the mean does not."
+                f"timm's {name} has global_pool={pool!r}, a class token and pool_include_prefix={sees_token};"
+                " in Vitrail attention pooling sees that token and the mean does not."
             )
     return configure(base, changes)
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..classes import ClassMap
-from ..errors import WeightsError
+from ..errors import VitrailError, WeightsError
 from ..models import build, config_from_dict, config_to_dict, configure
 from . import configs
 from .atomic import new_folder
@@ -172,9 +172,9 @@ def open_folder(source: str | Path) -> Folder:
             folder = _open_transformers(path, data)
         else:
             raise WeightsError(f"{path / 'config.json'} is of no library Vitrail knows (vitrail, timm, transformers).")
+    except VitrailError:
+        raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, WeightsError):
-            raise
         raise WeightsError(f"{path / 'config.json'} is damaged: {type(error).__name__}: {error}") from error
     return _with_origin(folder, str(source), data)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -127,15 +128,15 @@ def _why(error: Exception) -> str:
     text = str(error)
     if "alloc" in text and "memory" in text:
         return "needs more memory than a file of its size may. mend: it is damaged or made to do harm."
-    if "weights_only" in text or "Unsupported" in text or "GLOBAL" in text or "WeightsUnpickler" in text:
-        named = next((w for w in text.split() if "." in w and w[0].isalpha() and w.count(".") < 6), "")
-        hint = f" ({named.strip('`.,')})" if named else ""
+    named = re.search(r"GLOBAL (\S+)", text)
+    if named:
         return (
-            f"holds code or objects besides tensors{hint}, so it was not opened."
+            f"holds code or objects besides tensors ({named[1]}), so it was not opened."
             " mend: in the library that made it, save `model.state_dict()` alone."
         )
-    first = text.strip().partition("\n")[0][:160]
-    return f"cannot be read as a PyTorch file ({type(error).__name__}: {first}). mend: fetch it again."
+    reason = re.search(r"WeightsUnpickler error:\s*(.+)", text)
+    first = reason[1] if reason else text.strip().partition("\n")[0]
+    return f"cannot be read as a PyTorch file ({type(error).__name__}: {first[:160]}). mend: fetch it again."
 
 
 def _walk(root: Any) -> None:
