@@ -1,0 +1,91 @@
+"""What auto becomes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vitrail.data.sources import open_dataset
+from vitrail.errors import UsageError
+from vitrail.models import list_models
+from vitrail.training.defaults import PRESETS, Facts, measure, resolve, sentences
+from vitrail.training.recipe import Recipe
+
+CPU = torch.device("cpu")
+
+
+def settle(facts: Facts, has_val: bool = False, **given: Any) -> Recipe:
+    return resolve(Recipe.load({}, given, {}), facts, CPU, has_val=has_val)[0]
+
+
+def autos(recipe: Recipe) -> list[str]:
+    return [k for k, v in recipe.flat().items() if v == "auto" and k not in ("data.cache", "data.workers")]
+
+
+@pytest.mark.parametrize("side", [8, 16, 28, 32, 64, 100, 224, 3000])
+@pytest.mark.parametrize("count", [12, 300, 50_000])
+def test_nothing_stays_auto_and_every_value_has_a_reason(side: int, count: int) -> None:
+    recipe, made = resolve(Recipe.load({}, {}, {}), Facts(side, side + 5, count, 10), CPU, has_val=False)
+    assert autos(recipe) == []
+    assert all(d.reason for d in made)
+    assert all(line.endswith(")") for line in sentences(made))
+    assert recipe.train.batch_size <= count
+    assert Recipe.check(recipe.model_dump(mode="json")) == recipe
+    again, nothing = resolve(recipe, Facts(side, side + 5, count, 10), CPU, has_val=False)
+    assert again == recipe
+    assert nothing == []
+
+
+def test_presets_name_models_that_exist_and_fit() -> None:
+    for preset in PRESETS:
+        assert {preset.model, preset.gpu_model} <= set(list_models())
+        assert f"patch{preset.patch}_" in preset.model
+        assert preset.largest % preset.patch == 0
+
+
+def test_the_image_size_is_whole_patches_near_the_images() -> None:
+    sizes = {side: settle(Facts(side, side, 1000, 10)).model.img_size for side in (8, 28, 32, 64, 100, 500)}
+    assert sizes == {8: 8, 28: 28, 32: 32, 64: 64, 100: 96, 500: 224}
+
+
+def test_a_model_that_is_named_keeps_its_size() -> None:
+    recipe = settle(Facts(500, 400, 1000, 10), **{"model.name": "vit_tiny_patch16_384"})
+    assert recipe.model.img_size == (384, 384)
+
+
+def test_options_given_stay() -> None:
+    recipe = settle(Facts(32, 32, 1000, 10), **{"train.epochs": 7, "augment.crop": "resized", "optim.lr": 0.5})
+    assert (recipe.train.epochs, recipe.augment.crop, recipe.optim.lr) == (7, "resized", 0.5)
+    assert recipe.augment.padding is None
+    assert recipe.augment.scale is not None
+    assert recipe.schedule.warmup_epochs < 7
+
+
+def test_mixing_is_consistent() -> None:
+    facts = Facts(32, 32, 1000, 10)
+    off = settle(facts, **{"augment.mixup": 0, "augment.cutmix": 0})
+    assert off.augment.mix_prob is None
+    assert off.train.label_smoothing == 0.1
+    assert settle(facts, **{"augment.mixup": 0}).augment.mix_prob == 0.5
+    digits = Facts(8, 8, 1000, 10)
+    assert settle(digits, **{"augment.mixup": 0.3}).augment.mix_prob == 0.5
+    asked = settle(digits, **{"augment.mix_prob": 0.7}).augment
+    assert asked.mix_prob == 0.7
+    assert asked.cutmix > 0
+
+
+def test_fine_tuning_is_shorter_and_slower() -> None:
+    facts = Facts(300, 300, 2000, 10)
+    scratch = settle(facts, **{"model.name": "vit_tiny_patch16_224"})
+    tuned = settle(facts, **{"model.name": "vit_tiny_patch16_224", "model.pretrained": "some/folder"})
+    assert tuned.train.epochs < scratch.train.epochs
+    assert tuned.optim.lr < scratch.optim.lr
+    with pytest.raises(UsageError, match=r"expected model\.name with model\.pretrained"):
+        settle(facts, **{"model.pretrained": "some/folder"})
+
+
+def test_facts_of_a_folder(photos: Path) -> None:
+    assert measure(open_dataset(photos).train) == Facts(24, 24, 24, 2)
