@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_ASIDE = ".old"
 
 
 @contextmanager
@@ -18,10 +19,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; on leaving it is flushed and takes the place of ``path`` in one step.
 
     If the block raises, nothing is left behind and whatever was at ``path`` is untouched. A process killed half-way
-    leaves at most a hidden ``.NAME.*`` folder beside it.
+    leaves at most a hidden ``.NAME.PID-*`` folder beside it, which the next call sweeps away.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    recover(path)
+    _sweep(path)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.{os.getpid()}-", dir=path.parent))
     try:
         temporary.chmod(0o777 & ~_umask())
         yield temporary
@@ -32,6 +35,32 @@ def new_folder(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # what was there before, or what was not finished
+
+
+def recover(path: Path) -> None:
+    """Put back what a process killed between two renames set aside (only where folders cannot be swapped)."""
+    if not path.exists():
+        for aside in sorted(path.parent.glob(f".{path.name}.*{_ASIDE}")):
+            os.rename(aside, path)
+            return
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left beside ``path``; folders of living processes stay."""
+    for left in path.parent.glob(f".{path.name}.*-*"):
+        owner = left.name.removeprefix(f".{path.name}.").partition("-")[0]
+        if owner.isdigit() and not _alive(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OSError):
+        return True
+    return True
 
 
 def _umask() -> int:
@@ -54,7 +83,7 @@ def _put(temporary: Path, path: Path) -> None:
     if not path.exists():
         os.rename(temporary, path)
     elif not _exchange(temporary, path):
-        aside = temporary.with_name(temporary.name + ".old")
+        aside = temporary.with_name(temporary.name + _ASIDE)
         os.rename(path, aside)
         os.rename(temporary, path)
         os.rename(aside, temporary)

@@ -182,8 +182,8 @@ def _deit3() -> list[Card]:
             name = f"deit3_{size}_patch{patch}_{side}"
             crop = 1.0 if side == 384 else 0.9
             found += [
-                _timm(name, "fb_in22k_ft_in1k", 1000, 1.0, "DeiT III, ImageNet-22k, fine-tuned on ImageNet-1k", **look),
                 _timm(name, "fb_in1k", 1000, crop, "DeiT III, ImageNet-1k (Facebook AI Research)", **look),
+                _timm(name, "fb_in22k_ft_in1k", 1000, 1.0, "DeiT III, ImageNet-22k, fine-tuned on ImageNet-1k", **look),
             ]
     return found
 

@@ -7,6 +7,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import WeightsError, require_extra
@@ -52,9 +55,14 @@ def resolve(source: str) -> Path:
     repository, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
     local = offline()
     try:
-        path = snapshot_download(
-            repository, revision=revision or None, allow_patterns=list(FILES), local_files_only=local
-        )
+        with _quiet_unless_on_a_terminal():
+            path = snapshot_download(
+                repository,
+                revision=revision or None,
+                allow_patterns=list(FILES),
+                local_files_only=local,
+                endpoint=os.environ.get("HF_ENDPOINT"),
+            )
     except (OSError, HFValidationError, ValueError) as error:
         raise WeightsError(_explain(error, repository, revision, local)) from error
     folder = Path(path)
@@ -64,6 +72,20 @@ def resolve(source: str) -> Path:
             " yourself and run `vitrail convert`, which reads it safely."
         )
     return folder
+
+
+@contextmanager
+def _quiet_unless_on_a_terminal() -> Iterator[None]:
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _explain(error: Exception, repository: str, revision: str, local: bool) -> str:

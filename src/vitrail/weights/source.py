@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..errors import WeightsError
+from .atomic import recover
 from .cards import Card
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 HUB_PREFIX = "hf-hub:"
 FOREIGN = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,15 @@ class Source:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text names a hub repository: it carries the prefix, or is ``org/name`` and no such path exists."""
-    return text.startswith(HUB_PREFIX) or (bool(_HUB_ID.fullmatch(text)) and not Path(text).exists())
+    """Whether a text names a hub repository: it carries the prefix, or looks like ``org/name`` and like no path.
+
+    A mistyped path must not reach for the network: a name of a weights file, or one whose first part is a folder here,
+    is a path.
+    """
+    if text.startswith(HUB_PREFIX):
+        return True
+    first = Path(text.partition("/")[0])
+    return bool(_HUB_ID.fullmatch(text)) and not text.endswith((".safetensors", *FOREIGN)) and not first.exists()
 
 
 def to_folder(source: str | Path) -> Path:
@@ -53,6 +61,7 @@ def to_folder(source: str | Path) -> Path:
 
         return resolve(text)
     path = Path(text).expanduser()
+    recover(path)
     if not path.exists():
         raise WeightsError(
             f"no file or folder {text}. mend: check the path, or name a hub model as {HUB_PREFIX}org/name"
