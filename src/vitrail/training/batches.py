@@ -31,9 +31,9 @@ def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def memory_advice(images: Tensor, accumulation: int, error: RuntimeError) -> VitrailError:
-    """Return the error that tells what to change, in the order that costs least."""
-    batch, _, height, width = images.shape
+def memory_advice(shape: tuple[int, int, int], accumulation: int, error: RuntimeError) -> VitrailError:
+    """Return the error that says what to change, cheapest first; ``shape`` is (batch, height, width)."""
+    batch, height, width = shape
     piece = -(-batch // accumulation)
     more = min(batch, accumulation * 2)
     first = (

@@ -117,7 +117,7 @@ class Loop:
         self.device = masters.weights[0].device
         self.per_epoch = len(batches)
         self._saved = time.monotonic()
-        self._data_seconds = self._started = 0.0
+        self._data_seconds = self._started = self._interval = 0.0
 
     @property
     def total(self) -> int:
@@ -132,7 +132,8 @@ class Loop:
         """
         state = self.state
         with Stop(self.say) as stop:
-            self._started, images = time.monotonic(), state.images
+            self._started = self._interval = time.monotonic()
+            images = state.images
             self._finish_epoch(stop)  # a run that was cut off between an epoch's last step and its evaluation
             while state.step < self.total:
                 epoch, start = divmod(state.step, self.per_epoch)
@@ -156,7 +157,7 @@ class Loop:
             loss, norm, problem = self._gradient(batch.to(self.device))
         except RuntimeError as error:
             if out_of_memory(error):
-                raise memory_advice(batch.images, self.pace.accumulation, error) from error
+                raise memory_advice(_shape(batch), self.pace.accumulation, error) from error
             raise
         if problem is None:
             clip = self.pace.clip_norm
@@ -212,24 +213,27 @@ class Loop:
     def _report(self, images_before: int) -> int:
         """Write a line when one is due; return the image count that the next line's pace starts from."""
         state, window = self.state, self.state.window
-        rate = self.schedule(state.step - 1)
-        self.hooks.show(step=state.step, loss=window["loss"] / max(1, window["steps"]), data=self._data_seconds)
+        seconds = max(time.monotonic() - self._interval, 1e-9)
+        waited = min(1.0, self._data_seconds / seconds)
+        self.hooks.show(step=state.step, loss=window["loss"] / max(1, window["steps"]), data=waited)
         if state.step % self.pace.log_every and state.step % self.per_epoch:
             return images_before
-        seconds, steps = self._clock(), window["steps"]
+        steps = window["steps"]
+        self._clock()
         values = {
             "epoch": state.step / self.per_epoch,
             "loss": window["loss"] / steps if steps else None,
             "grad_norm": window["norm"] / steps if steps else None,
-            "lr": rate,
+            "lr": self.schedule(state.step - 1),
             "skipped": state.skipped,
-            "images_per_s": (state.images - images_before) / max(seconds, 1e-9),
+            "images_per_s": (state.images - images_before) / seconds,
+            "step_s": seconds / max(1, steps),
             "data_s": self._data_seconds,
             "seconds": state.seconds,
         }
         self.hooks.log("train", state.step, values)
         state.window = State().window
-        self._data_seconds = 0.0
+        self._data_seconds, self._interval = 0.0, time.monotonic()
         return state.images
 
     def _finish_epoch(self, stop: Stop) -> None:
@@ -244,7 +248,7 @@ class Loop:
         except Halt:
             self._interrupt(stop)
         state.evaluated = state.step
-        self._clock()  # the next interval's pace is that of training alone
+        self._interval = time.monotonic()  # the next interval's pace is that of training alone
 
     def _save_if_due(self, stop: Stop) -> None:
         if stop.asked is not None:
@@ -262,12 +266,16 @@ class Loop:
         self.hooks.save(wait=True)
         raise Interrupted(f"stopped by {stop.asked.name} after step {self.state.step}; state saved", stop.exit_code)
 
-    def _clock(self) -> float:
-        """Add the time since the last call to the run's wall clock and return it."""
+    def _clock(self) -> None:
+        """Add the time since the last call to the run's wall clock."""
         now = time.monotonic()
-        passed, self._started = now - self._started, now
-        self.state.seconds += passed
-        return passed
+        self.state.seconds += now - self._started
+        self._started = now
+
+
+def _shape(batch: Any) -> tuple[int, int, int]:
+    count, _, height, width = batch.images.shape
+    return count, height, width
 
 
 def step_seed(seed: int, step: int) -> int:

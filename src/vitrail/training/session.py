@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from vitrail.errors import VitrailError
 from vitrail.models import create_model
 from vitrail.tasks import create_task
 from vitrail.tasks.evaluate import Evaluation, evaluate
-from vitrail.weights import Card, card_for, load_folder, save_folder
+from vitrail.weights import Card, card_for, load_folder, load_pretrained, save_folder
 
+from .batches import memory_advice, out_of_memory
 from .checkpoint import Checkpoints, Snapshot
 from .ema import Ema
 from .log import MetricsLog
@@ -45,7 +46,7 @@ class Identity:
         return {"data": self.data, "classes": self.classes, "recipe": self.recipe}
 
 
-def build_model(recipe: Recipe, splits: Splits) -> tuple[nn.Module, Card]:
+def build_model(recipe: Recipe, splits: Splits, say: Callable[[str], None]) -> tuple[nn.Module, Card]:
     """Return the network of a resolved recipe, with fresh or pretrained weights, and the card of what it is fed."""
     m = recipe.model
     size = m.img_size if isinstance(m.img_size, tuple) else (m.img_size, m.img_size)
@@ -54,20 +55,15 @@ def build_model(recipe: Recipe, splits: Splits) -> tuple[nn.Module, Card]:
     if m.name.startswith("hf-hub:"):
         model, card, _ = load_folder(m.name, **own)
     else:
-        model = create_model(m.name, pretrained=m.pretrained, **own)
-        card = _pretrained_card(m.name, m.pretrained) if m.pretrained else Card(name=m.name, crop_pct=_crop_pct(recipe))
+        model, card = create_model(m.name, **own), Card(name=m.name, crop_pct=_crop_pct(recipe))
+    if m.pretrained:
+        report = load_pretrained(model, m.name, m.pretrained, new_head=True)
+        say(f"pretrained: {report}")
+        card = report.card or card_for(m.name)
     origin = f"trained by Vitrail on {Path(recipe.data.source).name}" + (
         f", starting from {m.pretrained if m.pretrained else m.name}" if card.origin or m.pretrained else ""
     )
-    return model, replace(card, input_size=model.config.img_size, crop_mode="center", origin=origin)
-
-
-def _pretrained_card(name: str, source: str | bool) -> Card:
-    from vitrail.weights import open_folder
-
-    if source is not True and (str(source).startswith("hf-hub:") or Path(str(source)).is_dir()):
-        return replace(open_folder(str(source)).card, name=name)
-    return card_for(name)
+    return model, replace(card, name=m.name, input_size=model.config.img_size, crop_mode="center", origin=origin)
 
 
 def _crop_pct(recipe: Recipe) -> float:
@@ -87,7 +83,7 @@ class Session:
         self.task = create_task(
             recipe.task, num_classes=len(splits.classes), options={"label_smoothing": t.label_smoothing}
         )
-        self.model, self.card = build_model(recipe, splits)
+        self.model, self.card = build_model(recipe, splits, progress.say)
         self.model.to(self.device)
         self.shown = copy.deepcopy(self.model)  # what is evaluated and saved: float32, its weights views of the average
         dtype = dtype_of(t.precision)
@@ -105,7 +101,8 @@ class Session:
 
     def _reading(self) -> dict[str, Any]:
         r = self.recipe
-        return {"batch_size": 2 * r.train.batch_size, "workers": threads(r), "cache": r.data.cache}
+        piece = -(-r.train.batch_size // r.train.accumulation)  # what memory was found to hold
+        return {"batch_size": 2 * piece, "workers": threads(r), "cache": r.data.cache}
 
     @property
     def params(self) -> int:
@@ -218,7 +215,13 @@ class Session:
     def measure(self, model: nn.Module, batches: Iterable[Any]) -> Evaluation:
         """Evaluate ``model`` in float32."""
         self._share_buffers()
-        return evaluate(self.task, model, batches, device=self.device)
+        try:
+            return evaluate(self.task, model, batches, device=self.device)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                t, (height, width) = self.recipe.train, self.card.input_size
+                raise memory_advice((t.batch_size, height, width), t.accumulation, error) from error
+            raise
 
     def _share_buffers(self) -> None:
         own = dict(self.model.named_buffers())
