@@ -17,7 +17,7 @@ FROZEN = {
     "models": "--help --json pattern",
     "convert": "--help --json --layout --model --set source target",
     "data": "--help",
-    "data check": "--help --json source",
+    "data check": "--csv --help --json source",
 }
 
 

@@ -20,9 +20,9 @@ import typer
 from ..errors import VitrailError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from rich.table import Table
+    from rich.console import RenderableType
 
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable line on stdout; logs go to stderr.")]
 
@@ -50,19 +50,41 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Se
         grid.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(plain(cell)) for cell in row))
-    _draw(grid)
+    draw(grid)
 
 
-def _draw(grid: Table) -> None:
-    """Draw on stdout, in colour only on a terminal; a pipe or file gets full-width lines."""
+def draw(grid: RenderableType, *, markup: bool = False) -> None:
+    """Draw a table on stdout, in colour only on a terminal; a pipe or file gets full-width lines.
+
+    ``markup`` is for what our own code marked up; whoever sets it has escaped what users wrote.
+    """
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else 200
-    console = Console(file=sys.stdout, markup=False, highlight=False, width=width, no_color="NO_COLOR" in os.environ)
+    terminal = sys.stdout.isatty()
+    console = Console(
+        file=sys.stdout,
+        markup=markup,
+        highlight=False,
+        emoji=False,
+        width=None if terminal else 200,
+        no_color=not terminal or "NO_COLOR" in os.environ,
+    )
     with console.capture() as held:
         console.print(grid)
     for line in held.get().splitlines():
         sys.stdout.write(line.rstrip() + "\n")
+
+
+def counter(words: str) -> Callable[[int, int], None] | None:
+    """Return a function that shows ``done of total`` on one line of a terminal, or None where nobody watches."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        sys.stderr.write(f"\r{words} {done:,} of {total:,}" + ("\r\033[K" if done >= total else ""))
+        sys.stderr.flush()
+
+    return show
 
 
 def to_plain_data(value: object) -> Any:

@@ -11,6 +11,7 @@ import typer
 from ..errors import UsageError
 from .console import Json, result, say
 from .settings import parse_pair
+from .source import existing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,14 +62,12 @@ def convert(
 
 
 def _read(source: str, name: str | None, fields: dict[str, object]) -> tuple[nn.Module, Card, ClassMap | None]:
-    if Path(source).is_dir() or not Path(source).exists():
+    if not Path(existing(source)).is_file():
         from ..weights import load_model
 
         if name is not None or fields:
             raise UsageError("--model and --set are for single files; a folder says what it holds; mend: leave them out")
-        from .source import existing
-
-        return load_model(existing(source))
+        return load_model(source)
     if name is None:
         raise UsageError("expected --model with a single file, since it does not name its architecture; see vitrail models")
     from ..models import create_model

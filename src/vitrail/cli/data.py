@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .console import Json
+from ..errors import DataError
+from .console import Json, counter, draw, partial_result, result, say
 
 
 def check(
     source: Annotated[str, typer.Argument(metavar="DATA", help="A folder, a CSV or parquet file, or digits.")],
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write every problem, file by file, outside the data.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Look at data before training on it."""
+    """Look at data before training on it; ends with 3 if training could not start."""
+    from ..data.doctor import check as examine
+
+    report = examine(source, progress=counter("looked at"), problems_csv=csv)
+    draw(report.table(), markup=True)
+    if csv is not None:
+        say(f"wrote {csv.resolve()}")
+    stopping = [finding.what for finding in report.findings if finding.severity == "error"]
+    if stopping:
+        error = DataError(f"training could not start: {'; '.join(stopping)}; mend: see what to do above")
+        partial_result("data check", as_json, error, report=report.to_json())
+    say(f"\nTrain on it:  vitrail train {source}")
+    result("data check", as_json, report=report.to_json())
