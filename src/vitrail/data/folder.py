@@ -62,7 +62,7 @@ class Walker:
             self.ignored.append(self._entry(path, reason))
 
     def _entry(self, path: bytes, reason: str) -> Ignored:
-        return Ignored(printable(os.fsdecode(os.path.relpath(path, self.root))), reason)
+        return Ignored(os.fsdecode(os.path.relpath(path, self.root)), reason)
 
     def children(self, folder: bytes, chain: Chain) -> tuple[list[tuple[bytes, Chain]], list[bytes]]:
         """Return the sub-folders (with their chains) and the image candidates directly in ``folder``, as paths."""
@@ -196,9 +196,12 @@ def _holds_images(walker: Walker, pair: tuple[bytes, Chain]) -> bool:
 
 def _layout(source: str, root: bytes, found: dict[str, dict[bytes, list[bytes]]], ignored: list[Ignored]) -> Layout:
     classes = class_map(os.fsdecode(name) for names in found.values() for name in names)
-    parts = {}
+    parts, notes = {}, []
     for split in SPLITS:
         if split not in found:
+            continue
+        if split != "train" and not any(found[split].values()):
+            notes.append(f"the {split} folder holds no images")
             continue
         pairs = [(path, name) for name, files in found[split].items() for path in files]
         pairs.sort()
@@ -206,7 +209,7 @@ def _layout(source: str, root: bytes, found: dict[str, dict[bytes, list[bytes]]]
         index = {os.fsencode(str(source_id)): i for i, source_id in enumerate(classes.ids)}
         labels = np.fromiter((index[name] for _, name in pairs), dtype=np.int64, count=len(pairs))
         parts[split] = Part(FileStore(source, [os.fsdecode(path[cut:]) for path, _ in pairs]), labels)
-    return Layout("folder", source, parts, classes, ignored)
+    return Layout("folder", source, parts, classes, ignored, notes)
 
 
 def _nothing_to_learn(source: str, loose: list[bytes], ignored: list[Ignored]) -> DataError:
@@ -222,7 +225,7 @@ def _nothing_to_learn(source: str, loose: list[bytes], ignored: list[Ignored]) -
     if tables:
         return DataError(
             f"expected images in {shown}, got none.\n{example}\n"
-            f"  mend: if the labels are in a table, give the table itself: {os.path.join(shown, tables[0])}"
+            f"  mend: if the labels are in a table, give the table itself: {os.path.join(shown, printable(tables[0]))}"
         )
     why = "; ".join(f"{n} x {reason}" for reason, n in Counter(entry.reason for entry in ignored).most_common(4))
     return DataError(

@@ -37,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Ignored:
-    """An entry of the source that is not an image to learn from, and why."""
+    """An entry of the source that is not an image to learn from, and why; ``name`` as the file system has it."""
 
     name: str
     reason: str

@@ -96,11 +96,13 @@ def _missing(path: str) -> DataError:
     above = folder
     while not os.path.isdir(above):
         above, name = os.path.split(above)
-    near = difflib.get_close_matches(name, os.listdir(above), n=1, cutoff=0.5)
-    hint = f" Did you mean {printable(os.path.join(above, near[0]))!r}?" if near else ""
-    if os.sep not in path:
-        built_in = difflib.get_close_matches(path, BUILTIN, n=1, cutoff=0.5)
-        hint = f" Did you mean the built-in {built_in[0]!r}?" if built_in and not near else hint
+    # A built-in name has no separator in it; the nearest of what could have been meant wins.
+    built_in = BUILTIN if os.sep not in path else ()
+    choices = [*built_in, *(entry for entry in os.listdir(above) if not entry.startswith("."))]
+    hint = ""
+    for near in difflib.get_close_matches(name, choices, n=1, cutoff=0.5):
+        shown = f"the built-in {near!r}" if near in built_in else repr(printable(os.path.join(above, near)))
+        hint = f" Did you mean {shown}?"
     return DataError(
         f"expected a folder, a table, parquet or a built-in name ({', '.join(BUILTIN)}), got {printable(path)!r}, "
         f"which does not exist.{hint}"

@@ -1,7 +1,7 @@
 """From an image of any size to the size the model takes: crops for training and for evaluation, on uint8.
 
-Sources: random resized crop - Szegedy et al. 2015 (arXiv 1409.4842, section 6) with torchvision's ten tries; padded crop
-- He et al. 2016 (arXiv 1512.03385, section 4.2); evaluation crop - timm's ``crop_pct``.
+Sources: random resized crop - Szegedy et al. 2015 (arXiv 1409.4842, section 6), with torchvision's ten tries; padded
+crop - He et al. 2016 (arXiv 1512.03385, section 4.2); evaluation crop - timm's ``crop_pct``.
 A crop takes images and draws: row ``b`` of ``draws`` holds the uniform numbers of image ``b``, so a crop has no state.
 Shapes: B batch, H x W input, h x w output, D draws an image.
 """

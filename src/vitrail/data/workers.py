@@ -2,8 +2,8 @@
 
 Why threads: Pillow and torch release the interpreter lock, images need not be copied between processes, and one cache
 serves all. Each thread runs torch on one core. ``torch.set_num_threads`` is per thread for threads that have it set,
-but it also leaves its value to every thread started later [seen with torch 2.13]; so the pool's starter sets its own value
-again once all workers are up.
+but it also leaves its value to every thread started later [seen with torch 2.13]; so the pool's starter sets its own
+value again once all workers are up.
 """
 
 from __future__ import annotations
