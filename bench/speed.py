@@ -120,7 +120,7 @@ def our_step(name: str, start: dict[str, Tensor], dtype: torch.dtype, x: Tensor,
     """Return a step of Vitrail's loop: working weights in ``dtype``, float32 masters."""
     model = vitrail.create_model(name)
     vitrail.load_weights(model, start)
-    masters = Masters(model, SimpleNamespace(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05), dtype)
+    masters = Masters(model, SimpleNamespace(name="adamw", betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05), dtype)
 
     def step() -> float:
         loss = F.cross_entropy(model(x.to(dtype)).float(), y)

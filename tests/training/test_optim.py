@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vitrail.errors import UsageError
 from vitrail.models import create_model
 from vitrail.training.ema import Ema
-from vitrail.training.optim import Masters, decays
+from vitrail.training.optim import Masters, decays, split
+from vitrail.training.recipe import Recipe
 
 # eps is large because the true gradient of a key bias is zero: a small one would blow rounding noise up to a full step
-SETTINGS = SimpleNamespace(betas=(0.9, 0.99), eps=1e-4, weight_decay=0.1)
+SETTINGS = SimpleNamespace(name="adamw", betas=(0.9, 0.99), eps=1e-4, weight_decay=0.1)
 
 
 def vit(name: str = "test_vit") -> nn.Module:
@@ -122,3 +124,55 @@ def test_ema_is_the_warmed_up_average() -> None:
         torch.testing.assert_close(a, b)
     with pytest.raises(ValueError, match="between 0 and 1"):
         Ema(masters, 1.0)
+
+
+class Blocks(nn.Module):
+    """The names and shapes that the split goes by."""
+
+    def __init__(self):
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.randn(1, 5, 8))
+        self.qkv = nn.Linear(8, 24)
+        self.fc = nn.Linear(8, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.head(self.fc(q * k + v).relu())
+
+
+MUON = SimpleNamespace(name="muon", betas=(0.9, 0.99), eps=1e-4, weight_decay=0.1, momentum=0.9)
+
+
+def test_muon_takes_the_matrices_and_adamw_the_rest():
+    groups = split(Blocks(), "muon")
+    assert set(groups["matrices"]) == {"qkv.weight", "fc.weight"}
+    assert set(groups["decayed"]) == {"head.weight"}
+    assert set(groups["plain"]) == {"pos_embed", "qkv.bias", "fc.bias", "head.bias"}
+
+
+def test_muon_on_flat_masters_equals_torch_on_each_matrix():
+    torch.manual_seed(3)
+    ours, theirs = Blocks(), Blocks()
+    theirs.load_state_dict(ours.state_dict())
+    masters = Masters(ours, MUON)
+    parts = [nn.Parameter(p.detach().clone()) for p in (*theirs.qkv.weight.chunk(3), theirs.fc.weight)]
+    peer = torch.optim.Muon(parts, lr=0.01, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for step in range(3):
+        x = torch.randn(6, 8, generator=torch.Generator().manual_seed(step))
+        ours(x).square().sum().backward()
+        gradients = [*ours.qkv.weight.grad.chunk(3), ours.fc.weight.grad]
+        for part, gradient in zip(parts, gradients, strict=True):
+            part.grad = gradient.clone()
+        masters.gather()
+        masters.update(0.01)
+        peer.step()
+    torch.testing.assert_close(ours.qkv.weight, torch.cat(parts[:3]))
+    torch.testing.assert_close(ours.fc.weight, parts[3])
+    assert {name.partition(".")[0] for name in masters.moments()} == {"momentum", "exp_avg", "exp_avg_sq"}
+
+
+def test_momentum_without_muon_is_an_error():
+    with pytest.raises(UsageError, match="momentum has no effect with name: adamw"):
+        Recipe.load({"optim.momentum": 0.9}, environment={})
+    assert Recipe.load({"optim.name": "muon"}, environment={}).optim.momentum == 0.95

@@ -1,26 +1,24 @@
-"""AdamW over two flat float32 buffers: weights that decay, and weights that do not.
+"""Masters: the float32 weights of a model in flat buffers, one for each kind of weight.
 
-AdamW: Loshchilov and Hutter 2019, arXiv 1711.05101. No decay on biases, norms, position tables and learned tokens:
-the groups of ViT (AugReg) and DeiT.
+No decay on biases, norms, position tables and learned tokens: the groups of ViT (AugReg) and DeiT.
 
-The buffers are the *masters*: the optimiser, the moving average and the checkpoints see only them. A float32 model's
-parameters are views of the masters. A bf16 model's parameters are views of bf16 copies, written back after each update
-(mixed precision training, Micikevicius et al. 2018, arXiv 1710.03740, section 3.1). Gradients of a step's pieces are
-summed in float32 whatever the model's type. Flat buffers make clipping, update and averaging a few long passes over
-memory instead of thousands of short ones.
+The optimiser, the moving average and the checkpoints see only the masters. A float32 model's parameters are views of
+them. A bf16 model's parameters are views of bf16 copies, written back after each update (mixed precision training,
+Micikevicius et al. 2018, arXiv 1710.03740, section 3.1). Gradients of a step's pieces are summed in float32 whatever
+the model's type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-ALIGN = 32  # every weight starts on a 64-byte boundary in both types, as the matrix kernels like it
+from .flat import Flat
+from .rules import AdamW, Muon, Rule
+
 UNDECAYED = ("pos_embed", "cls_token", "dist_token", "latent", "gamma")  # by the last part of the name
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def decays(name: str, parameter: Tensor) -> bool:
@@ -28,39 +26,29 @@ def decays(name: str, parameter: Tensor) -> bool:
     return parameter.ndim > 1 and name.rpartition(".")[2] not in UNDECAYED
 
 
-class Flat:
-    """Named tensors laid end to end in one float32 buffer."""
-
-    def __init__(self, named: Mapping[str, Tensor]) -> None:
-        self.places: dict[str, tuple[int, torch.Size]] = {}
-        end = 0
-        for name, tensor in named.items():
-            self.places[name] = (end, tensor.shape)
-            end += -(-tensor.numel() // ALIGN) * ALIGN
-        device = next(iter(named.values())).device
-        self.buffer = torch.zeros(end, dtype=torch.float32, device=device)
-        for name, view in self.views(self.buffer).items():
-            view.copy_(named[name].detach())
-
-    def views(self, buffer: Tensor) -> dict[str, Tensor]:
-        """Return each name's part of ``buffer``, which is laid out like this one, in its own shape."""
-        return {name: buffer[start : start + shape.numel()].view(shape) for name, (start, shape) in self.places.items()}
+def split(model: nn.Module, optimizer: str) -> dict[str, dict[str, nn.Parameter]]:
+    """Return the trained parameters by kind: ``matrices`` (Muon's, if it is the optimiser), ``decayed``, ``plain``."""
+    groups: dict[str, dict[str, nn.Parameter]] = {"matrices": {}, "decayed": {}, "plain": {}}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            hidden = parameter.ndim == 2 and not name.startswith("head")
+            kind = "matrices" if optimizer == "muon" and hidden else "decayed"
+            groups[kind if decays(name, parameter) else "plain"][name] = parameter
+    return {kind: group for kind, group in groups.items() if group}
 
 
 class Masters:
-    """Holds the float32 weights of ``model``, gathers gradients, and updates with AdamW.
+    """Holds the float32 weights of ``model``, gathers gradients, and updates.
 
-    ``settings`` needs ``betas``, ``eps``, ``weight_decay``. The model is moved to ``dtype`` (float32 or bfloat16) and
-    its parameters become views of shared buffers; buffers of the model stay its own.
+    ``settings`` needs ``name`` ("adamw" or "muon"), ``betas``, ``eps``, ``weight_decay``, and for Muon ``momentum``.
+    The model is moved to ``dtype`` (float32 or bfloat16) and its parameters become views of shared buffers; buffers of
+    the model stay its own.
     """
 
     def __init__(self, model: nn.Module, settings: Any, dtype: torch.dtype = torch.float32) -> None:
-        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        decayed = {n: p for n, p in trained.items() if decays(n, p)}
-        plain = {n: p for n, p in trained.items() if n not in decayed}
-        groups = [(g, decay) for g, decay in ((decayed, settings.weight_decay), (plain, 0.0)) if g]
-        self.model, self.parameters = model, [list(group.values()) for group, _ in groups]
-        self.flats = [Flat(group) for group, _ in groups]
+        groups = split(model, settings.name)
+        self.model, self.parameters = model, [list(group.values()) for group in groups.values()]
+        self.flats = [Flat(group) for group in groups.values()]
         self.weights = [nn.Parameter(flat.buffer) for flat in self.flats]
         for weight in self.weights:
             weight.grad = torch.zeros_like(weight)
@@ -69,16 +57,14 @@ class Masters:
         same = dtype == torch.float32
         self._working = [f.buffer if same else f.buffer.to(dtype) for f in self.flats]
         self.attach(model, self._working)
-        self._adamw = torch.optim.AdamW(
-            [{"params": [w], "weight_decay": decay} for w, (_, decay) in zip(self.weights, groups, strict=True)],
-            betas=settings.betas,
-            eps=settings.eps,
-            fused=self.weights[0].device.type in ("cpu", "cuda", "xpu", "mps"),
-        )
-        for weight in self.weights:  # made now, not at the first update, so that saving and loading need no cases
-            state = self._adamw.state[weight]
-            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
-            state |= {name: torch.zeros_like(weight) for name in MOMENTS}
+        self.updates = 0
+        """Updates made so far: steps that were skipped do not count."""
+        self.rules: list[Rule] = [
+            (Muon if kind == "matrices" else AdamW)(
+                flat, weight, settings, 0.0 if kind == "plain" else settings.weight_decay
+            )
+            for kind, flat, weight in zip(groups, self.flats, self.weights, strict=True)
+        ]
 
     def attach(self, model: nn.Module, buffers: list[Tensor]) -> None:
         """Make the parameters of ``model`` (same architecture) views of ``buffers``; nothing is copied."""
@@ -86,11 +72,6 @@ class Masters:
         for flat, buffer in zip(self.flats, buffers, strict=True):
             for name, view in flat.views(buffer.detach()).items():
                 parameters[name].data = view
-
-    @property
-    def updates(self) -> int:
-        """Updates made so far: steps that were skipped do not count."""
-        return int(self._adamw.state[self.weights[0]]["step"].item())
 
     def gather(self) -> None:
         """Add the model's gradients to the float32 sums and drop them."""
@@ -112,12 +93,12 @@ class Masters:
 
     @torch.no_grad()
     def update(self, lr: float, *, scale: float = 1.0) -> None:
-        """Multiply the gradients by ``scale``, take one AdamW step, write working copies, zero the gradients."""
-        for weight, group in zip(self.weights, self._adamw.param_groups, strict=True):
-            group["lr"] = lr
+        """Multiply the gradients by ``scale``, take one step, write working copies, zero the gradients."""
+        for weight, rule in zip(self.weights, self.rules, strict=True):
             if scale != 1.0:
                 _grad(weight).mul_(scale)
-        self._adamw.step()
+            rule.step(lr)
+        self.updates += 1
         self.write_back()
         self.drop_gradients()
 
@@ -128,15 +109,15 @@ class Masters:
             if working.dtype != weight.dtype:
                 working.copy_(weight)
 
-    def tensors(self) -> dict[str, list[Tensor]]:
-        """Return the flat buffers that a checkpoint must hold, by kind: weights and the two moments."""
-        kinds = {name: [self._adamw.state[w][name] for w in self.weights] for name in MOMENTS}
-        return {"model": [w.detach() for w in self.weights], **kinds}
+    def moments(self) -> dict[str, Tensor]:
+        """Return what the optimiser must remember, by name, as views of its buffers."""
+        return {name: view for rule in self.rules for name, view in rule.moments().items()}
 
     def set_updates(self, updates: int) -> None:
-        """Set the update count of AdamW's bias correction, after loading a checkpoint."""
-        for weight in self.weights:
-            self._adamw.state[weight]["step"].fill_(float(updates))
+        """Set the update count, after loading a checkpoint."""
+        self.updates = updates
+        for rule in self.rules:
+            rule.set_updates(updates)
 
     def named(self, buffers: list[Tensor]) -> dict[str, Tensor]:
         """Return parameter name -> its part of ``buffers``."""

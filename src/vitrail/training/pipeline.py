@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vitrail.data.augment import Augment, Normalize, RandomErasing
 from vitrail.data.imageset import ImageSet
 from vitrail.data.loader import Loader
 from vitrail.data.mixing import Mix
 from vitrail.data.randaugment import RandAugment
-from vitrail.data.transforms import Crop, EvalCrop, PadCrop, TrainCrop
+from vitrail.data.resample import resize
+from vitrail.data.transforms import Crop, Draws, EvalCrop, PadCrop, TrainCrop
 from vitrail.errors import UsageError
 from vitrail.weights import Card
 
@@ -83,7 +86,26 @@ def train_crop(recipe: Recipe, card: Card) -> Crop:
 
 def eval_crop(card: Card) -> Crop:
     """Return the crop that the card describes."""
+    if card.crop_mode == "squash":
+        return Squash(card.input_size, card.interpolation)
     return EvalCrop(card.input_size, crop_pct=card.crop_pct, interpolation=card.interpolation)
+
+
+@dataclass(frozen=True)
+class Squash:
+    """The whole image, resized without keeping its proportions: what transformers' ViT cards ask for. Not random."""
+
+    size: tuple[int, int]
+    interpolation: str
+
+    @property
+    def draws(self) -> int:
+        """No random number is used."""
+        return 0
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """uint8 (B, 3, H, W) -> uint8 (B, 3, h, w)."""
+        return resize(images, self.size, self.interpolation)
 
 
 def augmentation(recipe: Recipe) -> Augment:

@@ -108,12 +108,24 @@ class Augment(Section):
 class Optim(Section):
     """The optimiser."""
 
-    name: Literal["adamw"] = Field("adamw", description="AdamW; no decay on biases, norms, positions, tokens")
+    name: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="no decay on biases, norms, positions, tokens; muon: in the blocks, AdamW elsewhere",
+    )
     lr: Rate | Auto = Field("auto", description="highest learning rate")
-    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="of the averages of gradient and square")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="of AdamW's averages of gradient and square")
     eps: Rate = Field(1e-8, description="added to the root of the square")
     weight_decay: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="decoupled, times the rate")
+    momentum: Decay | None = Field(None, description="of Muon's average of the gradient; 0.95 where Muon is used")
     clip_norm: Rate | None = Field(1.0, description="gradients are scaled down to this norm; null: never")
+
+    @model_validator(mode="after")
+    def _momentum_is_muons(self) -> Optim:
+        if self.name == "muon" and self.momentum is None:
+            self.momentum = 0.95
+        if self.name != "muon" and self.momentum is not None:
+            raise ValueError(f"momentum has no effect with name: {self.name}; mend: name: muon, or leave momentum out")
+        return self
 
 
 class Schedule(Section):

@@ -24,7 +24,7 @@ from .checkpoint import Checkpoints, Snapshot
 from .ema import Ema
 from .log import MetricsLog
 from .loop import Halt, Loop, Pace, State
-from .optim import MOMENTS, Masters
+from .optim import Masters
 from .pipeline import eval_loader, threads, train_loader
 from .precision import dtype_of, pick_device
 from .progress import Progress
@@ -237,10 +237,8 @@ class Session:
     def snapshot(self) -> Snapshot:
         """Copy everything a resumed run needs."""
         kinds = {k: [t.to("cpu", copy=True) for t in buffers] for k, buffers in self._buffers().items()}
-        files = {"model": self.masters.named(kinds["model"])}
-        if self.ema is not None:
-            files["ema"] = self.masters.named(kinds["ema"])
-        files["optimizer"] = {f"{k}.{n}": t for k in MOMENTS for n, t in self.masters.named(kinds[k]).items()}
+        files = {kind: self.masters.named(buffers) for kind, buffers in kinds.items()}
+        files["optimizer"] = {n: t.to("cpu", copy=True) for n, t in self.masters.moments().items()}
         buffers = {n: b.detach().to("cpu", copy=True) for n, b in self.model.named_buffers()}
         if buffers:
             files["buffers"] = buffers
@@ -248,27 +246,27 @@ class Session:
         return Snapshot(self.state.step, files, copy.deepcopy(state))
 
     def _buffers(self) -> dict[str, list[Tensor]]:
-        found = self.masters.tensors()
+        found = {"model": [w.detach() for w in self.masters.weights]}
         return found if self.ema is None else {**found, "ema": self.ema.buffers}
 
     @torch.no_grad()
     def restore(self, saved: Snapshot) -> None:
         """Set weights, averages, optimiser and state to those of a checkpoint."""
         for kind, buffers in self._buffers().items():
-            prefix = f"{kind}." if kind in MOMENTS else ""
-            _fill(self.masters.named(buffers), saved.tensors["optimizer" if prefix else kind], prefix)
-        _fill(dict(self.model.named_buffers()), saved.tensors.get("buffers", {}), "")
+            _fill(self.masters.named(buffers), saved.tensors[kind])
+        _fill(self.masters.moments(), saved.tensors["optimizer"])
+        _fill(dict(self.model.named_buffers()), saved.tensors.get("buffers", {}))
         self.masters.set_updates(int(saved.state["updates"]))
         self.masters.write_back()
         self.state = State(**saved.state["run"])
 
 
-def _fill(targets: dict[str, Tensor], found: dict[str, Tensor], prefix: str) -> None:
+def _fill(targets: dict[str, Tensor], found: dict[str, Tensor]) -> None:
     for name, target in targets.items():
-        tensor = found.get(prefix + name)
+        tensor = found.get(name)
         if tensor is None or tensor.shape != target.shape:
             got = "nothing" if tensor is None else f"shape {tuple(tensor.shape)}"
-            raise VitrailError(f"expected {prefix + name} of shape {tuple(target.shape)} in the checkpoint, got {got}")
+            raise VitrailError(f"expected {name} of shape {tuple(target.shape)} in the checkpoint, got {got}")
         target.copy_(tensor)
 
 
