@@ -54,11 +54,13 @@ def _sweep(path: Path) -> None:
 
 
 def _alive(process: int) -> bool:
+    if os.name == "nt":  # signal 0 would end the process there
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OSError):
+    except OSError:  # it lives, but belongs to someone else
         return True
     return True
 
@@ -70,7 +72,9 @@ def _umask() -> int:
 
 
 def _flush(path: Path) -> None:
-    """Have the system write a file or a folder's list of names to disk."""
+    """Have the system write a file or a folder's list of names to disk (Windows cannot do the latter)."""
+    if os.name == "nt" and path.is_dir():
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

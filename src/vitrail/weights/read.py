@@ -83,7 +83,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     foreign = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pth", ".pt", ".npz", ".ckpt"))
     mend = (
-        f"`vitrail convert {folder / foreign[0]} {WEIGHTS}` reads {foreign[0]} safely"
+        f"`vitrail convert {folder / foreign[0]} NEW_FOLDER --model NAME` reads {foreign[0]} safely"
         if foreign
         else "check the path; a weights folder holds model.safetensors and config.json"
     )
