@@ -45,7 +45,7 @@ def as_picture(image: Tensor | Image.Image | Picture) -> Picture:
     """Return an (H, W, 3) array of a uint8 (3, H, W) tensor, a PIL image or an array."""
     if isinstance(image, Tensor):
         return cast(Picture, np.ascontiguousarray(image.detach().cpu().permute(1, 2, 0).numpy()))
-    return np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+    return cast(Picture, np.asarray(image.convert("RGB"))) if isinstance(image, Image.Image) else image
 
 
 def upsample(heat: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
@@ -80,7 +80,8 @@ def overlay(picture: Picture, heat: NDArray[np.floating], box: Box | None = None
         outside = np.ones(heat.shape, dtype=bool)
         outside[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)] = False
         mixed[outside] = 0.35 * grey[outside][:, None] + 0.65 * 255
-    return (mixed.clip(0, 255) + 0.5).astype(np.uint8)
+    rounded: Picture = (mixed.clip(0, 255) + 0.5).astype(np.uint8)
+    return rounded
 
 
 def resized(picture: Picture, *, most: int) -> Picture:

@@ -99,7 +99,7 @@ def position_similarity(model: nn.Module) -> Tensor:
     with torch.no_grad():
         table = vit.positions(grid)[0, -grid[0] * grid[1] :].double().cpu()
     table = nn.functional.normalize(table, dim=-1)
-    return (table @ table.T).float().unflatten(0, grid).unflatten(2, grid)
+    return (table @ table.T).float().reshape(*grid, *grid)
 
 
 def positions_figure(model: nn.Module, *, text: float = 16) -> Image.Image:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -198,4 +198,4 @@ def _distance(model: nn.Module, gallery: Gallery, preprocess: Preprocess) -> str
 
 
 def _device(model: nn.Module) -> torch.device:
-    return cast(torch.device, next(model.parameters()).device)
+    return next(model.parameters()).device

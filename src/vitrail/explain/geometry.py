@@ -6,6 +6,7 @@ h, w patch rows and columns; boxes are (x0, y0, x1, y1) in pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,5 +50,5 @@ def patch_layout(model: nn.Module, images: Tensor) -> PatchLayout:
     if not hasattr(model, "features"):
         raise UsageError(f"expected a model with `patch_embed.patch_size` or `features()`, got {type(model).__name__}")
     with torch.no_grad():
-        grid = model.features(images[:1]).grid
+        grid: tuple[int, int] = cast(Any, model).features(images[:1]).grid
     return PatchLayout(grid, (height // grid[0], width // grid[1]), prefix)

@@ -157,4 +157,5 @@ def _gradient_rows(
 
 def _to_grid(rows: Tensor, layout: PatchLayout) -> Tensor:
     """Drop the prefix tokens of (..., N) rows and fold the patches into (..., h, w)."""
-    return rows[..., layout.num_prefix_tokens :].unflatten(-1, layout.grid).detach()
+    patches = rows[..., layout.num_prefix_tokens :].detach()
+    return patches.reshape(*rows.shape[:-1], *layout.grid)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.transforms import EvalCrop, resize
+from vitrail.data.resample import resize
+from vitrail.data.transforms import EvalCrop
 from vitrail.weights.cards import Card
 
 from .draw import Box

@@ -76,7 +76,9 @@ def header(run: Run, metrics: ClassificationMetrics | None) -> str:
 def data(run: Run) -> str:
     """Say which images there were, what was decided about them, and what could not be used."""
     counts = run.summary.get("images")
-    rows = [[name, Cell(f"{n:,}", n)] for name, n in counts.items()] if isinstance(counts, dict) else []
+    rows: list[list[Cell | str]] = []
+    if isinstance(counts, dict):
+        rows = [[str(name), Cell(f"{n:,}", n)] for name, n in counts.items()]
     parts = [table(["split", "images"], rows)] if rows else []
     said = [str(note) for note in run.summary.get("notes") or []]
     if run.summary.get("skipped"):
@@ -154,7 +156,7 @@ def confusion(run: Run, metrics: ClassificationMetrics) -> str:
     """Draw the confusion matrix and list the pairs that are confused most."""
     matrix = metrics.confusion.numpy().astype(np.int64)
     pairs = most_confused(matrix, 12)
-    rows = [
+    rows: list[list[Cell | str]] = [
         [
             run.classes.names[c.true],
             run.classes.names[c.predicted],
@@ -179,7 +181,7 @@ def per_class(run: Run, metrics: ClassificationMetrics) -> str:
     if len(rows) > MOST_ROWS:
         rows = sorted(rows, key=lambda r: (r["f1"], r["name"]))[:MOST_ROWS]
         note = f"<p>The {MOST_ROWS} classes with the lowest F1 of {len(run.classes):,}.</p>"
-    cells = [
+    cells: list[list[Cell | str]] = [
         [
             r["name"],
             Cell(str(r["support"]), r["support"]),

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,8 @@ from vitrail.errors import DataError, UsageError
 SCHEMA = 1
 
 
-class Guess(NamedTuple):
+@dataclass(frozen=True)
+class Guess:
     """One class of a prediction: its name, index and probability."""
 
     label: str
@@ -83,7 +84,7 @@ class ClassificationResult:
             "label": self.label,
             "index": self.index,
             "score": self.score,
-            "top": [guess._asdict() for guess in self.top(top)],
+            "top": [asdict(guess) for guess in self.top(top)],
             "error": None if self.ok else {"reason": self.reason, "message": self.error},
         }
 
