@@ -82,6 +82,7 @@ class Workers:
             task()
 
     def _run(self, ready: threading.Barrier) -> None:
+        torch.get_num_threads()  # a thread's first call sets it to the process's value: get that over
         torch.set_num_threads(1)
         ready.wait()
         while (task := self._tasks.get()) is not None:
