@@ -94,7 +94,9 @@ def unfilled(make: Callable[[], nn.Module]) -> nn.Module:
 def timm_peer(name: str, config: Any) -> Peer:
     """Return timm's model with random weights, and how to call it."""
     architecture, arguments = to_timm(name, config)
-    model = unfilled(lambda: peers.timm.create_model(architecture, dynamic_img_size=True, **arguments))
+    model = unfilled(
+        lambda: peers.timm.create_model(architecture, num_classes=CLASSES, dynamic_img_size=True, **arguments)
+    )
     return peers.randomise(model), model
 
 

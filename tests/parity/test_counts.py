@@ -54,7 +54,7 @@ def test_counts_equal_timm(name):
         if in_timm(name):
             peer = timm.create_model(name, num_classes=1000)  # all else is timm's own idea of that name
         else:
-            peer = timm.create_model(architecture, **arguments)
+            peer = timm.create_model(architecture, num_classes=config.num_classes, **arguments)
     assert ours(config) == count(peer)
 
 

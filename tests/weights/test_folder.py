@@ -216,6 +216,7 @@ def test_shards(tmp_path):
         ("test_vit", {"global_pool": "gap", "class_token": False, "pos_embed": "sincos2d"}),
         ("test_vit", {"global_pool": "map", "mlp_ratio": 2.75}),
         ("test_vit", {"img_size": (24, 40), "in_chans": 1}),
+        ("test_vit", {"num_classes": 0}),
         ("test_vit", {"numerics": {"gelu": "tanh"}}),
         ("test_deit", {}),
         ("test_deit_distilled", {}),
@@ -227,11 +228,22 @@ def test_shards(tmp_path):
 )
 def test_timm_reads_ours(tmp_path, name, changes):
     ours = random_model(name, **changes)
-    path = saved(tmp_path, ours, card=Card(name=name, input_size=ours.config.img_size))
+    card = Card(name=name, input_size=ours.config.img_size)
+    path = saved(tmp_path, ours, card=card, classes=WORDS if ours.config.num_classes == 10 else None)
     peer = timm.create_model(f"local-dir:{path}", pretrained=True)
     assert same(ours, peer, torch.randn(2, ours.config.in_chans, *ours.config.img_size)) <= 1e-5
     if name.startswith(("vit_tiny", "deit_tiny")):
         assert json.loads((path / "config.json").read_text())["architecture"] == name
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_deit", "test_deit_distilled"])
+def test_transformers_reads_ours_through_timm(tmp_path, name):
+    """Its Auto classes know timm's folders, and so ours."""
+    ours = random_model(name)
+    peer = transformers.AutoModelForImageClassification.from_pretrained(saved(tmp_path, ours))
+    with torch.no_grad():
+        assert relative_difference(ours.eval()(X), peer.eval()(X).logits) <= 1e-5
+    assert peer.config.id2label[3] == "class 3"
 
 
 def test_timm_sees_our_card(tmp_path):

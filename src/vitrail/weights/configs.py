@@ -45,13 +45,13 @@ def _own_gap(name: str) -> bool:
 
 
 def to_timm(name: str, config: Any) -> tuple[str, dict[str, Any]]:
-    """Return (architecture, model arguments) with which timm builds the same network.
+    """Return (architecture, model arguments) with which timm builds the same network, the class count apart.
 
     An architecture that timm lacks is written as one of its models with every size given. What timm cannot express (the
     hidden layer of the pre-training head) is written as our own name, which timm refuses.
     """
     distilled = type(config).__name__ == "DeiTConfig"
-    args: dict[str, Any] = {f: getattr(config, f) for f in _TIMM_FIELDS}
+    args: dict[str, Any] = {f: getattr(config, f) for f in _TIMM_FIELDS if f != "num_classes"}
     args["img_size"] = list(config.img_size)
     if config.representation_size is not None:
         return name or "vitrail", args

@@ -68,6 +68,11 @@ def to_folder(source: str | Path) -> Path:
         )
     if not path.is_dir():
         raise WeightsError(f"expected a folder with config.json and weights, got the file {text}")
+    if (path / ".metadata").exists():
+        raise WeightsError(
+            f"{text} is a torch.distributed checkpoint, whose metadata is a pickle that runs code when read; it was not"
+            " opened. mend: in the library that made it, save the state dict as safetensors."
+        )
     if not (path / "config.json").exists() and (path / "best" / "config.json").exists():
         return path / "best"
     return path
