@@ -117,8 +117,16 @@ class ExitCodes(Generated):
         return [*rows, "| 130 | `KeyboardInterrupt` | you pressed Ctrl-C |", "| 143 | | the process was told to terminate |"]
 
 
+def as_written(app: Sphinx, what: str, name: str, subject: object, options: object, lines: list[str]) -> None:
+    """Show what a file says of itself line by line, as it stands in the file; a bar is a bar, not a substitution."""
+    lines[:] = [line.replace("|", "\\|") if "``" not in line else line for line in lines]
+    if what == "module":
+        lines[:] = [f"| {line}" if line.strip() else "" for line in lines]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("recipe-reference", RecipeReference)
     app.add_directive("model-table", ModelTable)
     app.add_directive("exit-codes", ExitCodes)
+    app.connect("autodoc-process-docstring", as_written)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
