@@ -14,7 +14,7 @@ from vitrail.errors import DataError
 from vitrail.explain import write_report
 from vitrail.explain.matrix import confusion_svg, most_confused
 from vitrail.explain.page import SCRIPT, STYLE
-from vitrail.explain.sections import duration, margin
+from vitrail.explain.sections import duration, margin, smooth
 from vitrail.weights import Card, save_folder
 
 from .models import randomise, tiny
@@ -196,3 +196,22 @@ def test_attention_pooling_is_drawn_too(tmp_path, photo_folder):
     make_run(tmp_path, source, ClassMap.of(["across", "down"]), model=model)
     html = write_report(tmp_path).read_text(encoding="utf-8")
     assert '<section id="attention">' in html
+
+
+def test_without_best_weights_classes_have_numbers_and_damaged_predictions_are_refused(tmp_path, photo_folder):
+    source = photo_folder(tmp_path / "photos", splits={"train": 4, "val": 2, "test": 3})
+    make_run(tmp_path, source, ClassMap.of(["across", "down"]))
+    (tmp_path / "best").rename(tmp_path / "worst")
+    assert "class 1" in Page(write_report(tmp_path).read_text(encoding="utf-8")).texts
+    (tmp_path / "predictions_test.npz").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(DataError, match="predictions_test"):
+        write_report(tmp_path)
+
+
+def test_smoothing_keeps_short_and_straight_curves_and_bridges_nan():
+    short = [(0.0, 1.0), (1.0, 5.0)]
+    assert smooth(short) == short
+    straight = [(float(i), 2.0 * i) for i in range(200)]
+    np.testing.assert_allclose(smooth(straight), straight)
+    broken = [(x, float("nan") if x == 50 else y) for x, y in straight]
+    assert all(np.isfinite(y) for _, y in smooth(broken))

@@ -55,13 +55,14 @@ class Series:
     color: str = PALETTE[0]
     dashed: bool = False
     dots: bool = False
+    faint: bool = False
 
 
 @dataclass
 class Plot:
     """A chart with two axes. Coordinates given to its methods are data; it writes pixels.
 
-    ``marks`` are (x, text) vertical lines, such as the best epoch.
+    ``marks`` are (x, text) vertical lines, such as the best epoch; their text stands at the top, or below.
     """
 
     title: str
@@ -74,6 +75,7 @@ class Plot:
     x_whole: bool = False
     legend: bool = True
     marks: Sequence[tuple[float, str]] = ()
+    marks_below: bool = False
     left: int = 58
     right: int = 16
     top: int = 40
@@ -105,8 +107,9 @@ class Plot:
         for run in _finite_runs(series.points):
             path = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in run)
             dash = ' stroke-dasharray="5 4"' if series.dashed else ""
+            width = '1" stroke-opacity="0.3' if series.faint else "2"
             self.shapes.append(
-                f'<polyline points="{path}" fill="none" stroke="{series.color}" stroke-width="2" '
+                f'<polyline points="{path}" fill="none" stroke="{series.color}" stroke-width="{width}" '
                 f'stroke-linejoin="round" stroke-linecap="round"{dash}/>'
             )
             if len(run) == 1:
@@ -167,13 +170,14 @@ class Plot:
 
     def _marks(self) -> list[str]:
         out = []
+        y = self.size[1] - self.bottom - 6 if self.marks_below else self.top + 10
         for value, label in self.marks:
             x = self.x(value)
             near_end = x > self.left + 0.7 * (self.size[0] - self.left - self.right)
             out.append(
                 f'<line x1="{x:.1f}" y1="{self.top}" x2="{x:.1f}" y2="{self.size[1] - self.bottom}" '
                 f'stroke="{MUTED}" stroke-dasharray="2 3"/>'
-                f'<text x="{x + (-5 if near_end else 5):.1f}" y="{self.top + 10}" '
+                f'<text x="{x + (-5 if near_end else 5):.1f}" y="{y}" '
                 f'text-anchor="{"end" if near_end else "start"}" fill="{MUTED}">{text_of(label)}</text>'
             )
         return out

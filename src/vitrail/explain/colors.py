@@ -38,9 +38,3 @@ def colorize(values: NDArray[np.floating], name: ColorMap = "sea") -> NDArray[np
     clipped = np.clip(np.asarray(values, dtype=np.float64), 0.0, 1.0)
     channels = [np.interp(clipped, at, anchors[:, c]) for c in range(3)]
     return (np.stack(channels, -1) + 0.5).astype(np.uint8)
-
-
-def hex_color(value: float, name: ColorMap = "sea") -> str:
-    """Return ``#rrggbb`` of one value in 0..1."""
-    r, g, b = (int(c) for c in colorize(np.asarray(value), name))
-    return f"#{r:02x}{g:02x}{b:02x}"

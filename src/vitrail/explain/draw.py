@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -202,10 +201,3 @@ def data_uri(picture: Picture | Image.Image, *, kind: str = "PNG") -> str:
     else:
         image.save(buffer, kind, quality=82)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def unit(values: Tensor) -> NDArray[np.float64]:
-    """Return a tensor scaled so that its smallest value is 0 and its largest 1; a constant becomes 0."""
-    array = values.detach().to(torch.float64).cpu().numpy()
-    span = array.max() - array.min()
-    return cast("NDArray[np.float64]", (array - array.min()) / span if span > 0 else np.zeros_like(array))

@@ -39,7 +39,7 @@ def filter_components(weight: Tensor, count: int = 28) -> tuple[Tensor, Tensor]:
     The mean filter is taken out first. Each component (I, P, P) has unit norm; its sign, which is arbitrary, is set
     so that its largest value in size is positive.
     """
-    flat = weight.detach().double().cpu().flatten(1)
+    flat = weight.detach().cpu().double().flatten(1)
     centred = flat - flat.mean(0)
     _, sizes, components = torch.linalg.svd(centred, full_matrices=False)
     shares = sizes.square() / sizes.square().sum().clamp(min=torch.finfo(torch.float64).tiny)
@@ -97,7 +97,7 @@ def position_similarity(model: nn.Module) -> Tensor:
     vit = cast(Any, model)
     grid: tuple[int, int] = vit.base_grid
     with torch.no_grad():
-        table = vit.positions(grid)[0, -grid[0] * grid[1] :].double().cpu()
+        table = vit.positions(grid)[0, -grid[0] * grid[1] :].cpu().double()
     table = nn.functional.normalize(table, dim=-1)
     return (table @ table.T).float().reshape(*grid, *grid)
 

@@ -62,6 +62,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
     Yields a :class:`Recording`. On exit each module's former tape comes back, also after an exception and also
     when recordings are nested (the inner one then receives the maps). Memory: B x H x N x M floats a layer.
+    The tape belongs to the module: do not run one model from two threads while it is recorded.
 
     Raises :class:`UsageError` if the model holds no :class:`vitrail.nn.attention.Attention`.
     """

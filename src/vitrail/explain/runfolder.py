@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,15 +85,16 @@ def read_run(folder: Path) -> Run:
         raise DataError(
             f"expected a run folder with recipe.yaml, got {folder}; mend: give the folder `vitrail train` named"
         )
-    summary = _load(folder / "summary.json", json.loads)
     predictions = _read_predictions(folder)
+    classes = _load(folder / "best" / "classes.json", json.loads)
+    count = 0 if predictions is None else predictions.scores.shape[1]
     return Run(
         folder,
         _load(folder / "recipe.yaml", _yaml),
-        summary,
+        _load(folder / "summary.json", json.loads),
         _load(folder / "environment.json", json.loads),
         _lines(folder / "metrics.jsonl"),
-        ClassMap.from_json(_load(folder / "best" / "classes.json", json.loads) or {"names": [], "ids": []}),
+        ClassMap.from_json(classes) if classes else ClassMap.of([f"class {i}" for i in range(count)]),
         predictions,
     )
 
@@ -129,8 +131,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _read_predictions(folder: Path) -> Predictions | None:
     for split in ("test", "val"):
         path = folder / f"predictions_{split}.npz"
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as data:
-                names = [str(n) for n in data["names"]]
-                return Predictions(split, names, data["labels"], data["scores"], data["indices"])
+        if not path.is_file():
+            continue
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+                names = [str(n) for n in found["names"]]
+                return Predictions(split, names, found["labels"], found["scores"], found["indices"])
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"expected a readable {path}, got: {error}; mend: restore it, or train again") from error
     return None

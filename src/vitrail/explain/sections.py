@@ -22,6 +22,7 @@ from .page import Cell, commands, facts, figure, table
 from .runfolder import Predictions, Run
 
 MOST_ROWS, MOST_BROKEN = 400, 20
+FEW_POINTS = 40  # a curve of fewer is drawn as it is
 
 
 def measure(found: Predictions, classes: int) -> ClassificationMetrics:
@@ -76,10 +77,9 @@ def header(run: Run, metrics: ClassificationMetrics | None) -> str:
 def data(run: Run) -> str:
     """Say which images there were, what was decided about them, and what could not be used."""
     counts = run.summary.get("images")
-    rows: list[list[Cell | str]] = []
-    if isinstance(counts, dict):
-        rows = [[str(name), Cell(f"{n:,}", n)] for name, n in counts.items()]
-    parts = [table(["split", "images"], rows)] if rows else []
+    parts = []
+    if isinstance(counts, dict) and counts:
+        parts.append(f"<p>Images: {text_of(', '.join(f'{n:,} {name}' for name, n in counts.items()))}.</p>")
     said = [str(note) for note in run.summary.get("notes") or []]
     if run.summary.get("skipped"):
         said.append(f"{run.summary['skipped']} training steps were skipped; metrics.jsonl says why.")
@@ -113,7 +113,10 @@ def curves(run: Run) -> str:
     """Draw loss, accuracy and learning rate by epoch."""
     best = run.summary.get("best") if isinstance(run.summary.get("best"), dict) else None
     marks = [(float(best["epoch"]), "best")] if best and best.get("epoch") is not None else []
-    losses = [Series("train", run.curve("train", "loss"), BLUE), Series("validation", run.curve("val", "loss"), ORANGE)]
+    raw = run.curve("train", "loss")
+    losses = [Series("train", smooth(raw), BLUE), Series("validation", run.curve("val", "loss"), ORANGE)]
+    if len(raw) >= FEW_POINTS:
+        losses.insert(0, Series("", raw, BLUE, faint=True))
     accuracy = [Series("validation", run.curve("val", "top1"), GREEN)]
     rate = [Series("learning rate", run.curve("train", "lr"), MUTED)]
     charts = [
@@ -147,9 +150,21 @@ def _curve(
         span_of(ys, zero=zero),
         (340, 250),
         marks=marks,
+        marks_below=percent_axis,
         percent=percent_axis,
     )
     return plot.svg(series)
+
+
+def smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return a running mean over a twentieth of the points, each side alike; short curves are left as they are."""
+    half = len(points) // 40 if len(points) >= FEW_POINTS else 0
+    out = []
+    for i, (x, _) in enumerate(points):
+        reach = min(half, i, len(points) - 1 - i)
+        near = [y for _, y in points[i - reach : i + reach + 1] if math.isfinite(y)]
+        out.append((x, sum(near) / len(near) if near else math.nan))
+    return out
 
 
 def confusion(run: Run, metrics: ClassificationMetrics) -> str:

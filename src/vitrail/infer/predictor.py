@@ -33,7 +33,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class Predictor:
-    """Classifies images. Made by :func:`load`; the model is in eval mode and is not changed.
+    """Classifies images. Made by :func:`load`; the model given is moved to the device and precision, in eval mode.
 
     Attributes:
         model: the network, on ``device`` in the precision asked for.
