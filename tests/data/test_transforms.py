@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data.making import picture
+from vitrail.data import resample as resample_module
 from vitrail.data import rng
 from vitrail.data.resample import SMALL, resample, resize
 from vitrail.data.transforms import Crop, EvalCrop, PadCrop, TrainCrop, crop_images
@@ -90,6 +91,15 @@ def test_matrices_are_exact_whatever_the_company_and_the_threads() -> None:
         torch.set_num_threads(before)
     # Sums of multiples of 2**-15 below 2**9 fit float32 exactly: float64 gives the same.
     assert torch.equal(crop(images.flip(0), draws[::-1].copy()).flip(0), together)
+
+
+def test_the_table_of_weights_is_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = photos(20, (20, 28))
+    crop = TrainCrop((17, 30))
+    draws = rng.uniforms(0, 0, np.arange(20), crop.draws)
+    with_table = crop(images, draws)
+    monkeypatch.setattr(resample_module, "_TABLE", 0)
+    assert torch.equal(crop(images, draws), with_table)
 
 
 def test_a_flat_image_stays_flat() -> None:

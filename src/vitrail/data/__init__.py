@@ -15,7 +15,7 @@ _DOORS = {
     "BrokenImage": "decode",
     "probe_image": "decode",
     "read_image": "decode",
-    "DataReport": "doctor",
+    "DataReport": "report",
     "check": "doctor",
     "ImageSet": "imageset",
     "Batch": "loader",
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from .decode import BrokenImage as BrokenImage
     from .decode import probe_image as probe_image
     from .decode import read_image as read_image
-    from .doctor import DataReport as DataReport
     from .doctor import check as check
     from .imageset import ImageSet as ImageSet
     from .loader import Batch as Batch
     from .loader import Loader as Loader
     from .mixing import Mix as Mix
     from .randaugment import RandAugment as RandAugment
+    from .report import DataReport as DataReport
     from .resample import resize as resize
     from .sources import Splits as Splits
     from .sources import open_dataset as open_dataset

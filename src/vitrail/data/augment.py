@@ -78,10 +78,12 @@ class RandomErasing:
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """float (B, 3, H, W), changed in place and returned."""
-        boxes, found = sample_boxes(*images.shape[-2:], draws[:, 2:24], self.area, self.ratio, strict=True)
+        boxes, found = sample_boxes(
+            images.shape[-2], images.shape[-1], draws[:, 2:24], self.area, self.ratio, strict=True
+        )
         for i in np.flatnonzero(found & (draws[:, 0] < self.prob)):
-            top, left, height, width = boxes[i].tolist()
-            cover = images[i, :, top : top + height, left : left + width]
+            top, left, tall, wide = boxes[i].tolist()
+            cover = images[i, :, top : top + tall, left : left + wide]
             if self.mode == "const":
                 cover.zero_()
             else:
@@ -126,4 +128,4 @@ def flip(images: Tensor, chosen: NDArray[np.bool_], axis: int) -> Tensor:
     if not chosen.any():
         return images
     where = torch.from_numpy(np.flatnonzero(chosen)).to(images.device)
-    return images.index_copy(0, where, images[where].flip(axis))
+    return images.index_copy(0, where, images.index_select(0, where).flip(axis))

@@ -137,7 +137,7 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
 @contextmanager
 def _opened(source: str | bytes | os.PathLike[str], max_pixels: int) -> Iterator[Image.Image]:
     """Yield a Pillow image whose header has passed every check; translate whatever goes wrong."""
-    from PIL import Image, ImageFile
+    from PIL import Image, ImageFile, UnidentifiedImageError
 
     _silence_pillow()
     if ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -158,7 +158,7 @@ def _opened(source: str | bytes | os.PathLike[str], max_pixels: int) -> Iterator
         except Image.DecompressionBombError as error:
             found = re.search(r"\((\d+) pixels\)", str(error))
             raise _too_many(int(found[1]) if found else 2 * (Image.MAX_IMAGE_PIXELS or 0), max_pixels) from None
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             raise _unidentified(head) from None
         except Exception as error:
             # Pillow's decoders raise a dozen types (OSError, SyntaxError, struct.error, ...) for damaged bytes.

@@ -179,7 +179,7 @@ def _looks(x: _Examiner) -> None:
     """Pixels: what is unusual among the readable images."""
     facts = x.facts
     kinds = facts.kind
-    usable = np.flatnonzero(facts.readable)
+    usable = np.flatnonzero(facts.readable).tolist()
     area = facts.width.astype(np.int64) * facts.height
     typical = np.median(area[usable]) if len(usable) else 0
     _each(

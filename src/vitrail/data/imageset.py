@@ -68,7 +68,8 @@ class FileStore:
     def blob(self, row: int) -> bytes:
         try:
             with open_regular(os.path.join(self.root, self.names[row])) as file:
-                return file.read()
+                data: bytes = file.read()
+                return data
         except OSError as error:
             raise BrokenImage("unreadable", f"the file cannot be read: {error.strerror}") from None
 

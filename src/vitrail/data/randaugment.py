@@ -91,7 +91,7 @@ class RandAugment:
         for mask, apply in groups:
             if mask.any():
                 where = torch.from_numpy(np.flatnonzero(mask)).to(images.device)
-                images[where] = apply(images[where], mask)
+                images[where] = apply(images.index_select(0, where), mask)
 
 
 def matrices(operation: NDArray[np.int64], amount: NDArray[np.float64], size: tuple[int, ...]) -> NDArray[np.float64]:
@@ -114,13 +114,13 @@ def matrices(operation: NDArray[np.int64], amount: NDArray[np.float64], size: tu
 def warp(images: Tensor, matrix: NDArray[np.float64], fill: int) -> Tensor:
     """Look up uint8 (k, 3, H, W) through (k, 2, 3), bilinear; ``fill`` stands outside."""
     height, width = images.shape[-2:]
-    kind = {"dtype": torch.float32, "device": images.device}
-    x = (torch.arange(width, **kind) + 0.5).expand(height, width)  # type: ignore[call-overload]
-    y = (torch.arange(height, **kind) + 0.5)[:, None].expand(height, width)  # type: ignore[call-overload]
-    points = torch.stack([x, y, torch.ones_like(x)]).view(3, -1)
-    look = torch.from_numpy(matrix.astype(np.float32)).to(images.device) @ points
-    look = look * torch.tensor([[2 / width], [2 / height]], **kind) - 1  # type: ignore[call-overload]
-    grid = look.transpose(1, 2).reshape(-1, height, width, 2)
+    x = torch.arange(width, device=images.device) + 0.5
+    y = (torch.arange(height, device=images.device) + 0.5)[:, None]
+    # To grid_sample's -1..1 across the image; sums of single products, so that company changes no bit.
+    scale = np.array([2 / width, 2 / height])[:, None]
+    look = torch.from_numpy((matrix * scale).astype(np.float32)).to(images.device)
+    over, down, offset = (look[:, None, None, :, i] for i in range(3))
+    grid = (over * x[:, None] + (offset - 1)) + down * y[:, :, None]
     # Fill becomes zero, which is what grid_sample reads outside.
     out = F.grid_sample(images.float() - fill, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return out.add_(fill + 0.5).floor_().clamp_(0, 255).to(torch.uint8)
@@ -134,7 +134,7 @@ def blend(images: Tensor, operation: NDArray[np.int64], factor: NDArray[np.float
         mask = operation == OPERATIONS.index(name)
         if mask.any():
             where = torch.from_numpy(np.flatnonzero(mask)).to(images.device)
-            plain[where] = make(pixels[where]).expand(-1, 3, -1, -1)
+            plain[where] = make(pixels.index_select(0, where)).expand(-1, 3, -1, -1)
     share = torch.from_numpy(factor.astype(np.float32)).to(images.device)[:, None, None, None]
     return torch.lerp(plain, pixels, share).clamp_(0, 255).to(torch.uint8)
 
@@ -153,11 +153,10 @@ def _smooth(pixels: Tensor) -> Tensor:
     """Pillow's SMOOTH: 3 x 3, centre 5, the rest 1, over 13; the border stays."""
     if min(pixels.shape[-2:]) < 3:
         return pixels
-    kernel = torch.full((1, 1, 3, 3), 1 / 13, device=pixels.device)
-    kernel[0, 0, 1, 1] = 5 / 13
+    rows = pixels[..., :-2, :] + pixels[..., 1:-1, :] + pixels[..., 2:, :]
+    nine = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
     out = pixels.clone()
-    inner = F.conv2d(pixels.reshape(-1, 1, *pixels.shape[-2:]), kernel)
-    out[..., 1:-1, 1:-1] = inner.view(*pixels.shape[:2], *inner.shape[-2:]).add_(0.5).floor_()
+    out[..., 1:-1, 1:-1] = nine.add_(pixels[..., 1:-1, 1:-1], alpha=4).div_(13).add_(0.5).floor_()
     return out
 
 

@@ -9,6 +9,8 @@ Shapes: B batch, H x W input, h x w output; boxes (B, 4) are top, left, height, 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from ..errors import UsageError, did_you_mean
 INTERPOLATIONS = ("bicubic", "bilinear")
 SMALL = 64  # sides up to here go through matrices; the rule is by image, so a batch's company changes nothing
 _UNIT = 2.0**15
+_TABLE = 4_000_000  # numbers in a table of weights: 16 MB, images up to 44 pixels
 
 
 def require_interpolation(name: str) -> str:
@@ -49,8 +52,8 @@ def resample(images: Tensor, boxes: NDArray[np.int64], size: tuple[int, int], in
     batch, channels, height, width = images.shape
     require_interpolation(interpolation)
     box = torch.from_numpy(np.ascontiguousarray(boxes)).to(images.device)
-    rows = _weights(box[:, 0], box[:, 2], height, size[0], interpolation)
-    columns = _weights(box[:, 1], box[:, 3], width, size[1], interpolation)
+    rows = _looked_up(box[:, 0], box[:, 2], height, size[0], interpolation)
+    columns = _looked_up(box[:, 1], box[:, 3], width, size[1], interpolation)
     # Columns first, as Pillow does; with (B, H, 3, W) in memory both products are plain batches of matrices.
     pixels = images.permute(0, 2, 1, 3).float().reshape(batch, height * channels, width)
     narrow = _grey_levels(torch.bmm(pixels, columns.transpose(1, 2))).view(batch, height, channels * size[1])
@@ -60,6 +63,21 @@ def resample(images: Tensor, boxes: NDArray[np.int64], size: tuple[int, int], in
 
 def _grey_levels(values: Tensor) -> Tensor:
     return values.add_(0.5).floor_().clamp_(0, 255)
+
+
+def _looked_up(start: Tensor, length: Tensor, size_in: int, size_out: int, interpolation: str) -> Tensor:
+    """``_weights`` from a table of all boxes of small images, which is several times faster than working them out."""
+    if size_in**3 * size_out > _TABLE or start.device.type != "cpu":
+        return _weights(start, length, size_in, size_out, interpolation)
+    return _table(size_in, size_out, interpolation).index_select(0, start * size_in + length - 1)
+
+
+@functools.lru_cache(maxsize=4)
+def _table(size_in: int, size_out: int, interpolation: str) -> Tensor:
+    """(in * in, out, in): row ``start * in + length - 1``; boxes that would stick out are cut."""
+    start = torch.arange(size_in).repeat_interleave(size_in)
+    length = torch.minimum(torch.arange(1, size_in + 1).repeat(size_in), size_in - start)
+    return _weights(start, length, size_in, size_out, interpolation)
 
 
 def _weights(start: Tensor, length: Tensor, size_in: int, size_out: int, interpolation: str) -> Tensor:

@@ -33,4 +33,5 @@ def _quotas(counts: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
     short = round(fraction * int(counts.sum())) - int(quota.sum())
     largest = np.argsort(-(exact - quota), kind="stable")[:short]
     quota[largest] += 1
-    return np.clip(quota, np.minimum(1, counts // 2), np.maximum(counts - 1, 0))
+    clipped: NDArray[np.int64] = np.clip(quota, np.minimum(1, counts // 2), np.maximum(counts - 1, 0))
+    return clipped

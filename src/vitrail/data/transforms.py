@@ -185,12 +185,13 @@ def sample_boxes(
     h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     slack = int(strict)
     fits = (w > 0) & (h > 0) & (w <= width - slack) & (h <= height - slack)
+    found: NDArray[np.bool_] = np.any(fits, axis=1)
     first = fits.argmax(axis=1)
     every = np.arange(len(draws))
-    h, w = np.where(fits.any(1), h[every, first], 1), np.where(fits.any(1), w[every, first], 1)
+    h, w = np.where(found, h[every, first], 1), np.where(found, w[every, first], 1)
     top = (draws[:, 2 * _TRIES] * (height - h + 1)).astype(np.int64)
     left = (draws[:, 2 * _TRIES + 1] * (width - w + 1)).astype(np.int64)
-    return np.stack([top, left, h, w], axis=1), fits.any(axis=1)
+    return np.stack([top, left, h, w], axis=1), found
 
 
 def _require_size(size: tuple[int, int]) -> None:
