@@ -67,18 +67,17 @@ def _leave_network() -> None:
 
 
 def _read(source: Path, out: Path, key: str | None) -> list[str]:
-    found: dict[str, Any]
-    if source.suffix == ".npz":
-        from safetensors.numpy import save_file
+    if source.suffix == ".npz":  # needs no torch, which takes seconds to import
+        import safetensors.numpy as library
 
         found, notes = _read_npz(source)
     else:
-        from safetensors.torch import save_file
+        import safetensors.torch as library  # type: ignore[no-redef]
 
         found, notes = _read_torch(source, key)
     if not found:
         raise Refused("holds no tensors. mend: it is not a file of weights.")
-    save_file(found, out)
+    library.save_file(found, out)
     return notes
 
 
