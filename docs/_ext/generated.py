@@ -78,7 +78,10 @@ class RecipeReference(Generated):
     def lines(self) -> list[str]:
         from vitrail.training.recipe import Recipe
 
-        rows = [f"| `{key}` | {cell(kind)} | {cell(default)} | {cell(text)} |" for key, kind, default, text in settings(Recipe)]
+        rows = [
+            f"| `{key}` | {cell(kind)} | {cell(default)} | {cell(text)} |"
+            for key, kind, default, text in settings(Recipe)
+        ]
         return ["| setting | value | default | meaning |", "| --- | --- | --- | --- |", *rows]
 
 
@@ -92,7 +95,10 @@ class ModelTable(Generated):
         from vitrail.models import list_models
 
         torch.set_num_threads(1)
-        rows = ["| model | parameters | GFLOPs | image | patch | width | depth | heads |", "| --- " + "| ---: " * 7 + "|"]
+        rows = [
+            "| model | parameters | GFLOPs | image | patch | width | depth | heads |",
+            "| --- " + "| ---: " * 7 + "|",
+        ]
         for name in list_models():
             row = _describe(name)
             config = row["config"]
@@ -114,7 +120,11 @@ class ExitCodes(Generated):
         for kind in kinds:
             meaning = (kind.__doc__ or "").split(" (exit code")[0].splitlines()[0]
             rows.append(f"| {kind.exit_code} | `vitrail.errors.{kind.__name__}` | {cell(meaning)} |")
-        return [*rows, "| 130 | `KeyboardInterrupt` | you pressed Ctrl-C |", "| 143 | | the process was told to terminate |"]
+        return [
+            *rows,
+            "| 130 | `KeyboardInterrupt` | you pressed Ctrl-C |",
+            "| 143 | | the process was told to terminate |",
+        ]
 
 
 def as_written(app: Sphinx, what: str, name: str, subject: object, options: object, lines: list[str]) -> None:

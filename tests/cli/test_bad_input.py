@@ -77,7 +77,9 @@ def test_a_missing_path(vitrail, model_folder, tmp_path, monkeypatch, words, as_
     assert list(tmp_path.iterdir()) == [], "nothing may be left behind"
 
 
-@pytest.mark.parametrize("verb", [["predict", "no/such/run", __file__], ["val", "no/such/run"], ["explain", "no/such/run"]])
+@pytest.mark.parametrize(
+    "verb", [["predict", "no/such/run", __file__], ["val", "no/such/run"], ["explain", "no/such/run"]]
+)
 def test_a_missing_run(vitrail, tmp_path, monkeypatch, verb):
     monkeypatch.chdir(tmp_path)
     ran = vitrail(*verb)
@@ -150,7 +152,9 @@ def test_training_sets_broken_images_aside_and_names_them(vitrail, tmp_path, pho
     for path in broken.values():
         shutil.copy(path, data / "down")
     before = digest(data)
-    ran = vitrail(*tiny("train", data, "--out", tmp_path / "runs", "--name", "one", "--json", "--set", "data.max_broken=0.5"))
+    ran = vitrail(
+        *tiny("train", data, "--out", tmp_path / "runs", "--name", "one", "--json", "--set", "data.max_broken=0.5")
+    )
     assert ran.code == 0, ran.err
     assert digest(data) == before, "the user's files are never changed"
     checked = vitrail("data", "check", data)
@@ -175,7 +179,14 @@ def test_weights_of_another_model(vitrail, model_folder, photos, tmp_path):
     assert ran.code == 4
     assert "test_vit" in ran.err or "width 32" in ran.err
     ran = vitrail(
-        "train", photos, "--model", "vit_pico_patch4_32", "--set", f"model.pretrained={weights}", "--out", tmp_path / "runs"
+        "train",
+        photos,
+        "--model",
+        "vit_pico_patch4_32",
+        "--set",
+        f"model.pretrained={weights}",
+        "--out",
+        tmp_path / "runs",
     )
     assert ran.code == 4
     assert not (tmp_path / "x").exists()

@@ -52,7 +52,12 @@ class Pair:
 
 @pytest.mark.parametrize(
     ("value", "plain"),
-    [(Pair(1, Path("x")), {"a": 1, "b": "x"}), ({3: (1, 2)}, {"3": [1, 2]}), (float("inf"), None), (np.float32(0.5), 0.5)],
+    [
+        (Pair(1, Path("x")), {"a": 1, "b": "x"}),
+        ({3: (1, 2)}, {"3": [1, 2]}),
+        (float("inf"), None),
+        (np.float32(0.5), 0.5),
+    ],
 )
 def test_results_become_plain_data(value, plain):
     assert console.to_plain_data(value) == plain

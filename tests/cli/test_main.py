@@ -119,9 +119,7 @@ def test_the_handler_of_a_training_wins_inside_it_and_ours_comes_back():
 
 
 def test_a_reader_that_leaves_is_no_fault():
-    done = subprocess.run(
-        [sys.executable, "-c", "import os; os.write(1, b'x' * 10)"], capture_output=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", "import os; os.write(1, b'x' * 10)"], capture_output=True, check=True)
     assert done.stdout  # the shell below works on this machine
     pipe = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m vitrail models 'vit_tiny*' | true; echo ${{PIPESTATUS[0]}}"],
@@ -135,7 +133,10 @@ def test_a_reader_that_leaves_is_no_fault():
 
 def test_the_real_entry_point_ends_with_the_code():
     done = subprocess.run(
-        [sys.executable, "-m", "vitrail", "models", "no_such_model", "--json"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "vitrail", "models", "no_such_model", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 4
     assert json.loads(done.stdout)["error"] == "WeightsError"

@@ -19,7 +19,9 @@ def test_the_table_has_every_model_that_matches(vitrail):
     assert "224x224" in row
 
 
-@pytest.mark.parametrize("name", ["vit_small_patch16_224", "deit_tiny_distilled_patch16_224", "vit_base_patch16_map_224"])
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch16_224", "deit_tiny_distilled_patch16_224", "vit_base_patch16_map_224"]
+)
 def test_the_short_way_of_counting_gives_the_true_cost(name):
     whole = _count(config_of(name))
     params, gflops = _cost(name)

@@ -10,8 +10,20 @@ from vitrail.errors import UsageError
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3), ("1e-3", 0.001), ("2E4", 20000.0), ("1.5", 1.5), ("true", True), ("null", None), ("[224, 192]", [224, 192]), ("word", "word"), ("'3'", "3"), ("a: b", {"a": "b"}), ("", None)],
-)  # fmt: skip
+    [
+        ("3", 3),
+        ("1e-3", 0.001),
+        ("2E4", 20000.0),
+        ("1.5", 1.5),
+        ("true", True),
+        ("null", None),
+        ("[224, 192]", [224, 192]),
+        ("word", "word"),
+        ("'3'", "3"),
+        ("a: b", {"a": "b"}),
+        ("", None),
+    ],
+)
 def test_values_are_read_as_yaml(text, value):
     assert parse_pair(f"optim.lr={text}") == ("optim.lr", value)
 

@@ -21,7 +21,13 @@ def test_train_ends_with_result_run_report_and_next_commands(vitrail, photos, tm
     ran = vitrail(*tiny("train", photos, "--out", tmp_path, "--name", "one"))
     assert ran.code == 0
     run = tmp_path / "classify" / "one"
-    for words in ("accuracy", "8 test images", str(run), str(run / "report.html"), str(run / "explain" / "attention.png")):
+    for words in (
+        "accuracy",
+        "8 test images",
+        str(run),
+        str(run / "report.html"),
+        str(run / "explain" / "attention.png"),
+    ):
         assert words in ran.out
     for verb in ("predict", "explain", "val"):
         assert f"vitrail {verb} " in ran.out.partition("Next:")[2]
@@ -33,7 +39,18 @@ def test_train_takes_recipe_files_pairs_and_set(vitrail, photos, tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("model: {name: test_vit}\ntrain: {batch_size: 8, epochs: 7, device: cpu}\n")
     ran = vitrail(
-        "train", recipe, "epochs=1", "--data", photos, "--set", "optim.lr=1e-2", "--out", tmp_path, "--seed", 3, "--json"
+        "train",
+        recipe,
+        "epochs=1",
+        "--data",
+        photos,
+        "--set",
+        "optim.lr=1e-2",
+        "--out",
+        tmp_path,
+        "--seed",
+        3,
+        "--json",
     )
     assert ran.code == 0
     said = ran.json
@@ -174,7 +191,9 @@ def test_convert_makes_a_folder_that_predicts_the_same(vitrail, model_folder, ph
     assert ran.code == 0, ran.err
     assert "no class names" in ran.out
     image = photos / "test" / "down" / "000.png"
-    ours, theirs = (vitrail("predict", f, image, "--json").json["predictions"][0] for f in (model_folder, tmp_path / "new"))
+    ours, theirs = (
+        vitrail("predict", f, image, "--json").json["predictions"][0] for f in (model_folder, tmp_path / "new")
+    )
     assert theirs["score"] == pytest.approx(ours["score"], abs=1e-6)
     assert theirs["label"] == f"class {theirs['index']}"
 

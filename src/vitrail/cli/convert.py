@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..weights import Card
 
 
-class Layout(str, Enum):
+class Layout(StrEnum):
     """Whose names the tensors of a single file get."""
 
     timm = "timm"
@@ -48,7 +48,7 @@ def convert(
     if to_file and layout is None:
         raise UsageError("expected --layout with a .safetensors target; mend: --layout timm, transformers or original")
     if layout is not None and not to_file:
-        raise UsageError(f"--layout has no effect on a folder; mend: name a .safetensors file, or leave --layout out")
+        raise UsageError("--layout has no effect on a folder; mend: name a .safetensors file, or leave --layout out")
     if target.exists():
         raise UsageError(f"expected a target that does not exist yet, got {str(target)!r}; mend: another name")
     network, card, classes = _read(source, model, dict(parse_pair(pair) for pair in settings or []))
@@ -66,10 +66,14 @@ def _read(source: str, name: str | None, fields: dict[str, object]) -> tuple[nn.
         from ..weights import load_model
 
         if name is not None or fields:
-            raise UsageError("--model and --set are for single files; a folder says what it holds; mend: leave them out")
+            raise UsageError(
+                "--model and --set are for single files; a folder says what it holds; mend: leave them out"
+            )
         return load_model(source)
     if name is None:
-        raise UsageError("expected --model with a single file, since it does not name its architecture; see vitrail models")
+        raise UsageError(
+            "expected --model with a single file, since it does not name its architecture; see vitrail models"
+        )
     from ..models import create_model
     from ..weights import card_for, load_weights
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MOST_MEASURED = 128  # images that attention distance is averaged over, as in the paper
 
 
-class Method(str, Enum):
+class Method(StrEnum):
     """The names people type; the library's are the same with an underscore."""
 
     rollout = "rollout"
@@ -43,7 +43,9 @@ def explain(
         bool, typer.Option("--figures", help="Draw patch filters, position similarity and attention distance instead.")
     ] = False,
     data: Annotated[str | None, typer.Option(help="Where held-out images come from; default: the run's data.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where pictures go; default: explain/ in RUN.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where pictures go; default: explain/ in RUN.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     as_json: Json = False,
 ) -> None:

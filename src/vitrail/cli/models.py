@@ -83,7 +83,9 @@ def _show_table(rows: list[dict[str, Any]]) -> None:
         config = row["config"]
         shape = (config["embed_dim"], config["depth"], config["num_heads"])
         size = "x".join(str(side) for side in row["img_size"])
-        cells.append((row["name"], f"{row['params'] / 1e6:.1f} M", f"{row['gflops']:.2f}", size, row["patch_size"], *shape))
+        cells.append(
+            (row["name"], f"{row['params'] / 1e6:.1f} M", f"{row['gflops']:.2f}", size, row["patch_size"], *shape)
+        )
     table(columns, cells, right=columns[1:])
     say()
     say(f"{len(rows)} models. GFLOPs are for one image of the size shown, a multiply and an add counted as two")
@@ -93,7 +95,8 @@ def _show_table(rows: list[dict[str, Any]]) -> None:
 def _show_details(row: dict[str, Any]) -> None:
     say(row["name"])
     say(f"  parameters  {row['params']:,} (with a head of {row['config']['num_classes']} classes)")
-    say(f"  GFLOPs      {row['gflops']:.3f} an image of {row['img_size'][0]} x {row['img_size'][1]}, multiply and add as two")
+    height, width = row["img_size"]
+    say(f"  GFLOPs      {row['gflops']:.3f} an image of {height} x {width}, a multiply and an add as two")
     for key, value in row["config"].items():
         say(f"  {key:<22} {value}")
     _show_weights(row["name"])

@@ -49,7 +49,9 @@ def _require_images(images: list[str]) -> None:
     """Refuse a path that is not there before a model is loaded; patterns are the reader's business."""
     for path in images:
         if not Path(path).exists() and not any(c in path for c in "*?["):
-            raise DataError(f"expected an image, a folder or a pattern, got {path!r}, which does not exist; mend: check the path")
+            raise DataError(
+                f"expected an image, a folder or a pattern, got {path!r}, which does not exist; mend: check the path"
+            )
 
 
 def _require_folder_of(csv: Path) -> None:

@@ -16,9 +16,7 @@ MOST = 12
 SIDE = 150  # pixels of each picture's longer side
 
 
-def draw_samples(
-    predictor: Predictor, chosen: HeldOut, method: str, folder: Path
-) -> tuple[list[dict[str, Any]], Path]:
+def draw_samples(predictor: Predictor, chosen: HeldOut, method: str, folder: Path) -> tuple[list[dict[str, Any]], Path]:
     """Write ``attention.png`` into ``folder``; return what is known of each image, and the path.
 
     The images are the first of each class in turn, so the choice is not ours. Broken ones are passed over.
@@ -39,7 +37,9 @@ def draw_samples(
         tiles.append(_tile(found, true))
         drawn.append({**found.to_json(), "name": chosen.images.name(i), "true": true})
     if not tiles:
-        raise DataError(f"expected an image that can be read in {chosen.words}, got none; mend: vitrail data check {chosen.source}")
+        raise DataError(
+            f"expected an image that can be read in {chosen.words}, got none; mend: vitrail data check {chosen.source}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     path = (folder / "attention.png").resolve()
     sheet(

@@ -28,9 +28,7 @@ def existing(source: str) -> str:
     raise WeightsError(f"expected a run, a model folder or a hub id, got {source!r}, which does not exist.{hint}")
 
 
-def open_predictor(
-    source: str, *, device: str, batch: int = 32, img_size: str | None = None
-) -> Predictor:
+def open_predictor(source: str, *, device: str, batch: int = 32, img_size: str | None = None) -> Predictor:
     """Load the model of a verb, ready to predict."""
     from ..infer import load
     from .settings import parse_size

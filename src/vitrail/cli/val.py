@@ -65,9 +65,7 @@ def _require_classes(model: str, classes: ClassMap | None, count: int, chosen: H
         )
 
 
-def _show(
-    chosen: HeldOut, metrics: dict[str, float], per_class: list[dict[str, Any]], problems: list[Problem]
-) -> None:
+def _show(chosen: HeldOut, metrics: dict[str, float], per_class: list[dict[str, Any]], problems: list[Problem]) -> None:
     say(f"{chosen.words}: {metrics['count']:.0f} images, {len(per_class)} classes\n")
     rows = [("accuracy (top 1)", f"{metrics['top1']:.2%}")]
     if len(per_class) > 5:
