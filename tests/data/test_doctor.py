@@ -196,6 +196,13 @@ def test_unreadable_everything_is_a_report(tmp_path: Path) -> None:
     Console(file=io.StringIO()).print(report.table())
 
 
+def test_a_file_too_large_to_hash_is_broken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitrail.data.imageset.MAX_BYTES", 1000)
+    (folder / "cat" / "big.bmp").write_bytes(bytes(2000))
+    report = check(folder)
+    assert [p.detail.split(":")[0] for p in report.broken()] == ["too_many_bytes"]
+
+
 def test_report_is_plain_data() -> None:
     report = DataReport("x", "folder", ("a",), {"train": {"a": 1}}, 1, 1, 0, 0)
     assert report.ok

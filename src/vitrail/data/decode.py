@@ -47,7 +47,7 @@ class BrokenImage(DataError):
     """One image cannot be used. ``reason`` is a stable code, ``message`` a sentence for people.
 
     Codes: ``missing``, ``unreadable``, ``not_a_file``, ``empty_file``, ``not_an_image``, ``too_many_pixels``,
-    ``extreme_shape``, ``truncated``, ``corrupt``, ``unsupported_mode``.
+    ``extreme_shape``, ``truncated``, ``corrupt``, ``unsupported_mode``; ``too_many_bytes`` (data check only).
     """
 
     def __init__(self, reason: str, message: str) -> None:

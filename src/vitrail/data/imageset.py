@@ -21,6 +21,8 @@ from torch import Tensor
 from ..classes import ClassMap
 from .decode import BrokenImage, open_regular, read_image
 
+MAX_BYTES = 1 << 29  # 50 million pixels of four 16-bit channels are 400 MB
+
 
 def printable(name: str) -> str:
     """Return a name that any terminal and any UTF-8 file can hold (bytes that are not UTF-8 come out as ``\\xff``)."""
@@ -68,10 +70,14 @@ class FileStore:
     def blob(self, row: int) -> bytes:
         try:
             with open_regular(os.path.join(self.root, self.names[row])) as file:
-                data: bytes = file.read()
-                return data
+                data: bytes = file.read(MAX_BYTES + 1)
         except OSError as error:
             raise BrokenImage("unreadable", f"the file cannot be read: {error.strerror}") from None
+        if len(data) > MAX_BYTES:
+            raise BrokenImage(
+                "too_many_bytes", f"expected an image of at most {MAX_BYTES >> 20} MiB, got a larger file"
+            )
+        return data
 
     def read(self, row: int) -> Tensor:
         return read_image(os.path.join(self.root, self.names[row]))
