@@ -160,7 +160,7 @@ def sheet(
     inner = (sum(widths) + gap * (len(widths) - 1), sum(heights) + (gap + label) * len(rows) - gap)
     margin, head, foot = 20, int(size * 2.4) if title else 0, int(size * 2) if note else 0
     side = int(size * 1.8) if axes else 0
-    ramp = None if bar is None else color_bar(min(inner[1] - label, 420), bar, size=size)
+    ramp = None if bar is None else color_bar(min(inner[1] - label, 560), bar, size=size)
     wide = side + inner[0] + (0 if ramp is None else ramp.shape[1] + 18)
     wide = max(wide, int(font(size * 1.25).getlength(title)), int(font(size * 0.9).getlength(note)))
     canvas = Image.new("RGB", (wide + 2 * margin, inner[1] + head + side + foot + 2 * margin), PAPER)

@@ -57,7 +57,7 @@ def filters_figure(model: nn.Module, *, count: int = 28, text: float = 17) -> Im
     weight = _patch_weight(model)
     components, shares = filter_components(weight, count)
     side = weight.shape[-1]
-    factor = max(1, round(96 / side))
+    factor = max(1, round(5.6 * text / side))
     tiles = [
         Tile(enlarged(_filter_picture(c), factor), f"{100 * s:.1f} %")
         for c, s in zip(components, shares.tolist(), strict=True)

@@ -125,7 +125,13 @@ def curves(run: Run) -> str:
         _curve("Learning rate", "", rate, [], zero=True),
     ]
     drawn = "".join(figure(svg) for svg in charts if svg)
-    return f'<div class="row">{drawn}</div>' if drawn else ""
+    softened = [
+        dig(run.recipe, "train", "label_smoothing"),
+        *(dig(run.recipe, "augment", k) for k in ("mixup", "cutmix")),
+    ]
+    note = "Training loss is measured on softened labels (smoothing, mixing) and varied images; validation loss is not."
+    said = f'<p class="note">{note}</p>' if any(isinstance(s, float | int) and s > 0 for s in softened) else ""
+    return f'<div class="row">{drawn}</div>{said}' if drawn else ""
 
 
 def _curve(
