@@ -21,8 +21,8 @@ from ..errors import WeightsError
 from .read import read_safetensors
 
 GIB = 2**30
-MEMORY_FLOOR = 4 * GIB
-"""Address space a child gets for torch itself; the file's own size comes on top, several times."""
+MEMORY_FLOOR = GIB
+"""Bytes a child may add once torch is imported; the file's own size comes on top, several times."""
 SECONDS_FLOOR = 120
 
 
@@ -90,7 +90,7 @@ def _run_child(source: Path, scratch: Path, key: str | None) -> list[str]:
     if not report.exists():
         raise WeightsError(
             f"{source.name} could not be read within its limits (the reader ended with {done.returncode}: it ran out of"
-            f" its {memory // GIB} GiB, or crashed). mend: the file is damaged or made to do harm."
+            f" its {memory / GIB:.1f} GiB, or crashed). mend: the file is damaged or made to do harm."
         )
     said = json.loads(report.read_text(encoding="utf-8"))
     if said["error"]:

@@ -1,10 +1,10 @@
 """The child that reads a foreign weight file; run by :mod:`vitrail.weights.foreign`, never imported for its work.
 
-It limits itself before it imports anything large: address space, processor time, size of what it writes, no core
-dump, and, where the kernel lets it, no network. It imports nothing of Vitrail. Then: archives are checked before they
-are opened (members stored, not deflated; together no larger than the file), pickles are read with
-``weights_only=True``, and what comes out is walked with limits (depth, count, a tensor no larger than its storage)
-before anything is copied.
+Before it opens the file it limits itself: processor time, size of what it writes, no core dump, where the kernel lets
+it no network, and, once its library is imported, how much memory it may add. It imports nothing of Vitrail. Then:
+archives are checked before they are opened (members stored, not deflated; together no larger than the file), pickles
+are read with ``weights_only=True``, and what comes out is walked with limits (depth, count, a tensor no larger than its
+storage) before anything is copied.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Refused(Exception):
 def main() -> int:
     """Read the order from standard input, do it, and write the report; 0 also when the file was refused."""
     order = json.load(sys.stdin)
-    _restrict(order["memory"], order["seconds"])
+    _restrict(order["seconds"])
     report: dict[str, Any] = {"error": None, "notes": []}
     try:
-        report["notes"] = _read(Path(order["source"]), Path(order["out"]), order["key"])
+        report["notes"] = _read(Path(order["source"]), Path(order["out"]), order["key"], order["memory"])
     except Refused as refused:
         report["error"] = str(refused)
     except MemoryError:
@@ -44,7 +44,7 @@ def main() -> int:
     return 0
 
 
-def _restrict(memory: int, seconds: int) -> None:
+def _restrict(seconds: int) -> None:
     """Give up what reading a file does not need. Windows has no such limits: there ``weights_only`` stands alone."""
     if sys.platform == "win32":
         return
@@ -52,10 +52,20 @@ def _restrict(memory: int, seconds: int) -> None:
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (memory, memory))
     if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         _leave_network()
+
+
+def _limit_memory(more: int) -> None:
+    """Allow ``more`` bytes beyond the address space in use now; how much torch itself maps depends on its build."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + max(more, 0)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
 def _leave_network() -> None:
@@ -66,14 +76,16 @@ def _leave_network() -> None:
     ctypes.CDLL(None, use_errno=True).unshare(new_user | new_network)
 
 
-def _read(source: Path, out: Path, key: str | None) -> list[str]:
+def _read(source: Path, out: Path, key: str | None, memory: int) -> list[str]:
     if source.suffix == ".npz":  # needs no torch, which takes seconds to import
         import safetensors.numpy as library
 
+        _limit_memory(memory)
         found, notes = _read_npz(source)
     else:
         import safetensors.torch as library  # type: ignore[no-redef]
 
+        _limit_memory(memory)
         found, notes = _read_torch(source, key)
     if not found:
         raise Refused("holds no tensors. mend: it is not a file of weights.")
