@@ -61,7 +61,8 @@ font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,'DejaVu Sans Mono',Consolas,mono
 details summary{cursor:pointer;color:var(--blue)}
 footer{margin-top:48px;padding-top:12px;border-top:1px solid var(--line)}
 @media (max-width:560px){main{padding:20px 14px 48px}h1{font-size:1.4rem}.facts b{font-size:1.2rem}}
-@media print{body{font-size:10pt}.triples{grid-template-columns:1fr 1fr}main{max-width:none;padding:0}nav,th button::after{display:none}
+@media print{body{font-size:10pt}.triples{grid-template-columns:1fr 1fr}
+main{max-width:none;padding:0}nav,th button::after{display:none}
 figure,tr,.facts li{break-inside:avoid}h2,h3{break-after:avoid}details>*{display:block}a{color:inherit}}
 """
 
