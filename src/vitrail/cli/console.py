@@ -34,9 +34,9 @@ def plain(text: object) -> str:
 
 def say(text: object = "", *, stream: IO[str] | None = None) -> None:
     """Print a line for people (in ``--json`` mode stdout already points at stderr)."""
-    stream = stream or sys.stdout
-    encoding = stream.encoding or "utf-8"
-    stream.write(plain(text).encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    target = stream or sys.stdout
+    encoding = getattr(target, "encoding", None) or "utf-8"
+    target.write(plain(text).encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -61,7 +61,7 @@ def convert(
     result("convert", as_json, target=target.resolve(), tensors=count, model=card.name)
 
 
-def _read(source: str, name: str | None, fields: dict[str, object]) -> tuple[nn.Module, Card, ClassMap | None]:
+def _read(source: str, name: str | None, fields: dict[str, Any]) -> tuple[nn.Module, Card, ClassMap | None]:
     if not Path(existing(source)).is_file():
         from ..weights import load_model
 
@@ -84,7 +84,7 @@ def _read(source: str, name: str | None, fields: dict[str, object]) -> tuple[nn.
     return network, card, None
 
 
-def _card(card: Card, network: nn.Module) -> Card:
+def _card(card: Card, network: Any) -> Card:
     """Fit the card of an architecture to this network; who made a bare file is not known."""
     from dataclasses import replace
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -16,6 +16,7 @@ from .source import open_predictor
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..explain.maps import Method as LibraryMethod
     from ..infer import Predictor
 
 MOST_MEASURED = 128  # images that attention distance is averaged over, as in the paper
@@ -27,6 +28,11 @@ class Method(StrEnum):
     rollout = "rollout"
     class_token = "class-token"
     gradient = "gradient"
+
+    @property
+    def of_library(self) -> LibraryMethod:
+        """The name as ``vitrail.explain`` has it."""
+        return cast("LibraryMethod", self.name)
 
 
 def explain(
@@ -54,16 +60,17 @@ def explain(
     _require_sense(images, method, per_head, figures, data)
     predictor = open_predictor(model, device=device)
     folder = out or (Path(model) / "explain" if Path(model).is_dir() else Path("explain"))
+    drawn: list[dict[str, Any]] = []
+    broken: list[str] = []
     if figures:
-        drawn, broken, paths = [], [], _draw_figures(predictor, model, images, data, folder)
+        paths = _draw_figures(predictor, model, images, data, folder)
     elif images:
         drawn, broken = _draw_each(predictor, images, method or Method.rollout, per_head, folder)
         paths = [path for one in drawn for path in one["pictures"]]
     else:
         from .samples import draw_samples
 
-        broken = []
-        drawn, path = draw_samples(predictor, held_out(model, data), (method or Method.rollout).name, folder)
+        drawn, path = draw_samples(predictor, held_out(model, data), (method or Method.rollout).of_library, folder)
         paths = [path]
     for path in paths:
         say(path)
@@ -98,7 +105,7 @@ def _draw_each(
     taken: set[Path] = set()
     for item in items_of(images):
         try:
-            found = predictor.explain(Path(item.name), method=method.name)
+            found = predictor.explain(Path(item.name), method=method.of_library)
         except DataError as error:
             broken.append(f"  {item.name}: {error}")
             continue

@@ -9,6 +9,8 @@ from ..errors import DataError
 
 if TYPE_CHECKING:
     from ..data.imageset import ImageSet
+    from ..explain.draw import Tile
+    from ..explain.maps import Method
     from ..infer import Explanation, Predictor
     from .heldout import HeldOut
 
@@ -16,7 +18,9 @@ MOST = 12
 SIDE = 150  # pixels of each picture's longer side
 
 
-def draw_samples(predictor: Predictor, chosen: HeldOut, method: str, folder: Path) -> tuple[list[dict[str, Any]], Path]:
+def draw_samples(
+    predictor: Predictor, chosen: HeldOut, method: Method, folder: Path
+) -> tuple[list[dict[str, Any]], Path]:
     """Write ``attention.png`` into ``folder``; return what is known of each image, and the path.
 
     The images are the first of each class in turn, so the choice is not ours. Broken ones are passed over.
@@ -25,13 +29,14 @@ def draw_samples(predictor: Predictor, chosen: HeldOut, method: str, folder: Pat
     from ..infer.explanation import NAMES
 
     predictor.classes.require_equal(chosen.images.classes, mine="the model", theirs=chosen.source)
-    tiles, drawn = [], []
+    tiles: list[Tile] = []
+    drawn: list[dict[str, Any]] = []
     for i in in_turn(chosen.images):
         if len(tiles) == MOST:
             break
         true = chosen.images.classes.names[int(chosen.images.labels[i])]
         try:
-            found = predictor.explain(chosen.images.read(i), method=method)  # type: ignore[arg-type]
+            found = predictor.explain(chosen.images.read(i), method=method)
         except DataError:
             continue
         tiles.append(_tile(found, true))
@@ -63,7 +68,7 @@ def in_turn(images: ImageSet) -> list[int]:
     return [i for _, _, i in sorted(order)]
 
 
-def _tile(found: Explanation, true: str) -> Any:
+def _tile(found: Explanation, true: str) -> Tile:
     import numpy as np
 
     from ..explain.draw import Tile, as_picture, resized
