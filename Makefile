@@ -58,7 +58,9 @@ format: $(VENV)/.dev  ## rewrite the code in the house style
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev  ## measure Vitrail against timm and transformers on this machine
-	$(BIN)/python -m bench $(ARGS)
+	$(BIN)/python bench/speed.py inference
+	$(BIN)/python bench/speed.py train
+	$(BIN)/python bench/parity.py
 
 docs: $(VENV)/.docs  ## build the documentation into docs/_build/html; any warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
