@@ -12,6 +12,7 @@ from vitrail.data.sources import open_dataset
 from vitrail.errors import UsageError
 from vitrail.models import list_models
 from vitrail.training.defaults import PRESETS, Facts, measure, resolve, sentences
+from vitrail.training.precision import use_threads
 from vitrail.training.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -48,7 +49,7 @@ def test_presets_name_models_that_exist_and_fit() -> None:
 
 def test_the_image_size_is_whole_patches_near_the_images() -> None:
     sizes = {side: settle(Facts(side, side, 1000, 10)).model.img_size for side in (8, 28, 32, 64, 100, 500)}
-    assert sizes == {8: 8, 28: 28, 32: 32, 64: 64, 100: 96, 500: 224}
+    assert sizes == {8: 8, 28: 28, 32: 32, 64: 64, 100: 64, 500: 224}
 
 
 def test_a_model_that_is_named_keeps_its_size() -> None:
@@ -68,11 +69,11 @@ def test_mixing_is_consistent() -> None:
     facts = Facts(32, 32, 1000, 10)
     off = settle(facts, **{"augment.mixup": 0, "augment.cutmix": 0})
     assert off.augment.mix_prob is None
-    assert off.train.label_smoothing == 0.1
     assert settle(facts, **{"augment.mixup": 0}).augment.mix_prob == 0.5
-    digits = Facts(8, 8, 1000, 10)
-    assert settle(digits, **{"augment.mixup": 0.3}).augment.mix_prob == 0.5
-    asked = settle(digits, **{"augment.mix_prob": 0.7}).augment
+    large = Facts(32, 32, 50_000, 10)  # a short run, which is not mixed of itself
+    assert settle(large).augment.mix_prob is None
+    assert settle(large, **{"augment.mixup": 0.3}).augment.mix_prob == 0.5
+    asked = settle(large, **{"augment.mix_prob": 0.7}).augment
     assert asked.mix_prob == 0.7
     assert asked.cutmix > 0
 
@@ -89,3 +90,18 @@ def test_fine_tuning_is_shorter_and_slower() -> None:
 
 def test_facts_of_a_folder(photos: Path) -> None:
     assert measure(open_dataset(photos).train) == Facts(24, 24, 24, 2)
+
+
+def test_narrow_networks_get_one_thread() -> None:
+    assert settle(Facts(8, 8, 1000, 10)).train.threads == 1
+    assert settle(Facts(32, 32, 1000, 10)).train.threads == torch.get_num_threads()
+    assert settle(Facts(8, 8, 1000, 10), **{"model.options": {"embed_dim": 256}}).train.threads > 0
+
+
+def test_threads_are_set_inside_and_put_back() -> None:
+    before = torch.get_num_threads()
+    with use_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    with use_threads("auto"):
+        assert torch.get_num_threads() == before

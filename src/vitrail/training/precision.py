@@ -6,6 +6,9 @@ measured slower than float32, since it casts every weight in every step.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from vitrail.errors import UsageError
@@ -40,6 +43,17 @@ def pick_precision(name: str, device: torch.device) -> tuple[str, str]:
     if not fast_bf16(device):
         return "fp32", f"this {device.type} has no bfloat16 matrix instructions"
     return "bf16", f"this {device.type} multiplies bfloat16 in hardware; float32 master weights are kept"
+
+
+@contextmanager
+def use_threads(count: int | str) -> Iterator[None]:
+    """Compute with ``count`` CPU threads inside; ``auto`` leaves torch's number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count if isinstance(count, int) else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def dtype_of(precision: str) -> torch.dtype:

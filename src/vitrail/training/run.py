@@ -20,7 +20,7 @@ from .checkpoint import Checkpoints, load, replace_bytes
 from .defaults import measure, resolve, sentences
 from .folder import environment, fingerprint, locked, make_folder, write_json
 from .pipeline import eval_loader
-from .precision import pick_device
+from .precision import pick_device, use_threads
 from .progress import Progress, clock
 from .recipe import Recipe
 from .session import Identity, Session, finite
@@ -29,6 +29,7 @@ from .signals import Interrupted
 # Keys that may change between the start of a run and its resumption: they do not change what is computed.
 FREE = (
     "name", "out", "data.source", "data.cache", "data.workers", "train.device", "train.keep", "train.track",
+    "train.threads",
     "train.save_every_steps", "train.save_every_minutes", "train.log_every",
 )  # fmt: skip
 RESUMABLE = "RESUMABLE"
@@ -80,7 +81,8 @@ def train(
             write_json(folder / "environment.json", environment(device))
             session = Session(folder, settled, splits, identity, progress)
             _introduce(session)
-            return _run(session)
+            with use_threads(settled.train.threads):
+                return _run(session)
 
 
 def resume(
@@ -109,7 +111,8 @@ def resume(
             session.checkpoints.last_good = saved.step
         where = f"step {session.state.step} ({found})" if found is not None else "the start: there is no checkpoint yet"
         progress.say(f"going on from {where}")
-        return _run(session)
+        with use_threads(recipe.train.threads):
+            return _run(session)
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any], force: Sequence[str] = ()) -> None:

@@ -108,8 +108,8 @@ class Augment(Section):
 class Optim(Section):
     """The optimiser."""
 
-    name: Literal["adamw", "muon"] = Field(
-        "adamw",
+    name: Literal["adamw", "muon"] | Auto = Field(
+        "auto",
         description="no decay on biases, norms, positions, tokens; muon: in the blocks, AdamW elsewhere",
     )
     lr: Rate | Auto = Field("auto", description="highest learning rate")
@@ -123,7 +123,7 @@ class Optim(Section):
     def _momentum_is_muons(self) -> Optim:
         if self.name == "muon" and self.momentum is None:
             self.momentum = 0.95
-        if self.name != "muon" and self.momentum is not None:
+        if self.name == "adamw" and self.momentum is not None:
             raise ValueError(f"momentum has no effect with name: {self.name}; mend: name: muon, or leave momentum out")
         return self
 
@@ -153,6 +153,7 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 keeps float32 master weights")
     compile: bool = Field(False, description="torch.compile the training step (a minute at first)")
     device: str = Field("auto", description="cpu, cuda, cuda:1, or auto")
+    threads: Positive | Auto = Field("auto", description="of a CPU; another number rounds sums differently")
     seed: int = Field(0, description="of initial weights, data order, augmentation, dropout")
     eval_every: Positive | Auto = Field("auto", description="epochs between evaluations; the last is always evaluated")
     log_every: Positive | Auto = Field("auto", description="steps between lines of metrics.jsonl")
