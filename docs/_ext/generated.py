@@ -1,6 +1,7 @@
 """Directives that write tables from the code itself, so that the pages cannot drift from it.
 
 ``{recipe-reference}``: every setting of a training recipe, from the ``Recipe`` model.
+``{command-reference}``: every verb and option of the command line.
 ``{model-table}``: every model with its parameters and multiply-adds.
 ``{exit-codes}``: the errors and their codes.
 """
@@ -127,6 +128,34 @@ class ExitCodes(Generated):
         ]
 
 
+class CommandReference(Generated):
+    """Every verb with its arguments and options, as `--help` has them."""
+
+    def lines(self) -> list[str]:
+        import typer
+        from typer.main import get_command
+
+        from vitrail.cli.main import app
+
+        lines: list[str] = []
+
+        def walk(command: Any, name: str) -> None:
+            inner = getattr(command, "commands", {})
+            if not inner:
+                lines.extend([f"## vitrail {name}", "", inspect.cleandoc(command.help or ""), ""])
+                lines.extend(["| | | |", "| --- | --- | --- |"])
+                for item in command.get_params(typer.Context(command)):
+                    words = ", ".join(f"`{word}`" for word in item.opts) if item.opts[0][:1] == "-" else "argument"
+                    shown = f"`{item.metavar}`" if item.metavar else ""
+                    lines.append(f"| {words} | {cell(shown)} | {cell(getattr(item, 'help', '') or '')} |")
+                lines.append("")
+            for word, found in inner.items():
+                walk(found, f"{name} {word}".strip())
+
+        walk(get_command(app), "")
+        return lines
+
+
 def as_written(app: Sphinx, what: str, name: str, subject: object, options: object, lines: list[str]) -> None:
     """Show what a file says of itself line by line, as it stands in the file; a bar is a bar, not a substitution."""
     lines[:] = [line.replace("|", "\\|") if "``" not in line else line for line in lines]
@@ -136,6 +165,7 @@ def as_written(app: Sphinx, what: str, name: str, subject: object, options: obje
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("recipe-reference", RecipeReference)
+    app.add_directive("command-reference", CommandReference)
     app.add_directive("model-table", ModelTable)
     app.add_directive("exit-codes", ExitCodes)
     app.connect("autodoc-process-docstring", as_written)

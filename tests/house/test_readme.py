@@ -60,6 +60,20 @@ def test_python_runs(home, code):
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
 
 
+PAGES = ["docs/tour/attention.md", "docs/guide/models.md", "docs/guide/explain.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_of_the_documentation_runs(page, tmp_path, monkeypatch):
+    """The pages whose examples stand alone."""
+    monkeypatch.chdir(tmp_path)
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert blocks
+    for code in blocks:
+        exec(compile(code, page, "exec"), {"__name__": "docs"})
+
+
 def test_links_and_pictures_exist():
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert (REPOSITORY / target).exists(), f"README.md links to {target}"

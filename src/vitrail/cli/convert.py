@@ -43,7 +43,7 @@ def convert(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn weights into a Vitrail folder, or into one file in another library's names."""
+    """Turn weights into a Vitrail folder, or another library's names."""
     to_file = target.suffix == ".safetensors"
     if to_file and layout is None:
         raise UsageError("expected --layout with a .safetensors target; mend: --layout timm, transformers or original")

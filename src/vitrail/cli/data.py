@@ -18,7 +18,10 @@ def check(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Look at data before training on it; ends with 3 if training could not start."""
+    """Report what is in the data, what is wrong, and what to do.
+
+    Ends with code 3 if training could not start.
+    """
     from ..data.doctor import check as examine
 
     report = examine(source, progress=counter("looked at"), problems_csv=csv)

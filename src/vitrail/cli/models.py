@@ -16,7 +16,7 @@ def models(
     pattern: Annotated[str, typer.Argument(help="A name for its details, or a wildcard pattern like 'deit*'.")] = "*",
     as_json: Json = False,
 ) -> None:
-    """List models with parameters, GFLOPs and sizes, or show one in detail."""
+    """List models with parameters, GFLOPs and sizes; or one in detail."""
     from .. import models as zoo
     from ..errors import WeightsError, did_you_mean
 
