@@ -75,5 +75,5 @@ def _tile(found: Explanation, true: str) -> Tile:
 
     image, over = resized(as_picture(found.image), most=SIDE), found.overlay(most=SIDE)
     between = np.full((image.shape[0], 4, 3), 255, dtype=np.uint8)
-    said = f"{found.label} {found.score:.0%}" + ("" if found.label == true else f"  (is {true})")
+    said = f"{found.label}: {found.score:.0%}" + ("" if found.label == true else f"  (is {true})")
     return Tile(np.concatenate([image, between, over], axis=1), said)
