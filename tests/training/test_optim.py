@@ -174,5 +174,5 @@ def test_muon_on_flat_masters_equals_torch_on_each_matrix():
 
 def test_momentum_without_muon_is_an_error():
     with pytest.raises(UsageError, match="momentum has no effect with name: adamw"):
-        Recipe.load({"optim.momentum": 0.9}, environment={})
+        Recipe.load({"optim.name": "adamw", "optim.momentum": 0.9}, environment={})
     assert Recipe.load({"optim.name": "muon"}, environment={}).optim.momentum == 0.95

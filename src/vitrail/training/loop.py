@@ -219,6 +219,7 @@ class Loop:
         if state.step % self.pace.log_every and state.step % self.per_epoch:
             return images_before
         steps = window["steps"]
+        taken = max(1, steps)
         self._clock()
         values = {
             "epoch": state.step / self.per_epoch,
@@ -227,8 +228,8 @@ class Loop:
             "lr": self.schedule(state.step - 1),
             "skipped": state.skipped,
             "images_per_s": (state.images - images_before) / seconds,
-            "step_s": seconds / max(1, steps),
-            "data_s": self._data_seconds,
+            "step_s": seconds / taken,
+            "data_s": self._data_seconds / taken,
             "seconds": state.seconds,
         }
         self.hooks.log("train", state.step, values)
