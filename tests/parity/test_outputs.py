@@ -33,7 +33,7 @@ TIMM = {  # name -> our config, what timm's constructor needs besides the sizes
     "map": (replace(VIT, global_pool="map", class_token=False), {"global_pool": "map", "class_token": False}),
     "map with class token": (
         replace(VIT, global_pool="map"),
-        {"global_pool": "map", "pool_include_prefix": True},
+        {"global_pool": "map"},
     ),
     "no_embed_class": (replace(VIT, pos_embed="learn_patches"), {"no_embed_class": True}),
     "deit3": (

@@ -58,7 +58,7 @@ class ViTConfig:
         num_heads: heads of each block.
         mlp_ratio: hidden width of the feed-forward network over C.
         global_pool: "token" (class token), "avg" (mean of the patch tokens, then a norm: timm, MAE), "gap" (norm, then
-            mean: the JAX code), "map" (attention pooling).
+            mean: the JAX code), "map" (attention pooling of the patch tokens).
         class_token: whether there is one.
         pos_embed: "learn" (a row for each prefix token too), "learn_patches" (patch tokens only; timm's
             ``no_embed_class``), "sincos2d" (fixed, patch tokens only).
@@ -200,7 +200,7 @@ class ViT(nn.Module):
     def pool(self, tokens: Tensor) -> Tensor:
         """All tokens (B, T + N, C) -> one vector a sample (B, C)."""
         if self.attn_pool is not None:
-            pooled: Tensor = self.attn_pool(tokens)
+            pooled: Tensor = self.attn_pool(tokens[:, self.num_prefix_tokens :])
         elif self.config.global_pool == "token":
             pooled = tokens[:, 0]
         else:
@@ -268,8 +268,8 @@ VARIANTS: dict[str, ViTConfig] = {
     for patch, side in shapes
 }
 VARIANTS |= {
-    # big_vision: no class token, norm and then mean; fixed positions (Beyer et al. 2022, arXiv 2205.01580)
-    f"vit_{size}_patch16_gap_224": sized(size, 16, 224, global_pool="gap", class_token=False, pos_embed="sincos2d")
+    # no class token, norm and then mean (Beyer et al. 2022, arXiv 2205.01580, section 2)
+    f"vit_{size}_patch16_gap_224": sized(size, 16, 224, global_pool="gap", class_token=False)
     for size in ("small", "base", "large")
 }
 VARIANTS |= {

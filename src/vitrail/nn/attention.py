@@ -52,6 +52,8 @@ def attend(
     Raises:
         ValueError: ``causal`` with more queries than keys, or a ``keep`` that is not bool.
     """
+    if q.device.type == "cpu" and not torch.compiler.is_compiling():
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # every kernel here is slower on views of one matrix
     if causal and q.shape[-2] > k.shape[-2]:
         raise ValueError(f"causal attention expected at most {k.shape[-2]} queries (one a key), got {q.shape[-2]}")
     if tape is None and causal and bias is None and keep is None and q.shape[-2] == k.shape[-2]:

@@ -60,7 +60,6 @@ def to_timm(name: str, config: Any) -> tuple[str, dict[str, Any]]:
         args["no_embed_class"] = config.pos_embed != "learn"
         args["global_pool"] = "avg" if config.global_pool == "gap" else config.global_pool
         args["fc_norm"] = config.global_pool == "avg"
-        args["pool_include_prefix"] = config.global_pool == "map" and config.class_token
     if config.numerics.gelu == "tanh":
         args["act_layer"] = "gelu_tanh"
     stand_in = "deit_tiny_distilled_patch16_224" if distilled else "vit_tiny_patch16_224"
@@ -91,11 +90,9 @@ def from_timm(data: Mapping[str, Any], shapes: Shapes) -> Any:
     if type(base).__name__ != "DeiTConfig":
         pool = args.get("global_pool", data.get("global_pool", base.global_pool))
         changes |= _seen(shapes, configure(base, changes), str(pool))
-        sees_token, pool = bool(args.get("pool_include_prefix")), changes["global_pool"]
-        if pool != "token" and changes["class_token"] and sees_token != (pool == "map"):
+        if args.get("pool_include_prefix") and changes["class_token"] and changes["global_pool"] != "token":
             raise WeightsError(
-                f"timm's {name} has global_pool={pool!r}, a class token and pool_include_prefix={sees_token};"
-                " in Vitrail attention pooling sees that token and the mean does not."
+                f"timm's {name} was made with pool_include_prefix=True: it pools the class token too, Vitrail never does."
             )
     return configure(base, changes)
 
