@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+# Tests are small: one thread each is faster than two, and several pytest processes do not fight for the cores. This
+# stands before torch is first imported, and the processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests run as on a user's machine that never said yes to anything.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")

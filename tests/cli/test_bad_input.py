@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from pathlib import Path
 
@@ -248,14 +249,17 @@ def stopped_while_training(words, number) -> tuple[int, str, str]:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert process.stderr is not None
+    watchdog = threading.Timer(240, process.kill)  # a process that hangs must fail the test, not hang it
+    watchdog.start()
     said = []
+    assert process.stderr is not None
     for line in process.stderr:
         said.append(line)
         if line.startswith("epoch "):
             break
     process.send_signal(number)
-    out, rest = process.communicate(timeout=120)
+    out, rest = process.communicate()
+    watchdog.cancel()
     return process.returncode, out, "".join(said) + rest
 
 
