@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from ..errors import VitrailError
+from vitrail.errors import VitrailError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import UsageError
+from vitrail.errors import UsageError
+
 from .console import Json, result, say
 from .settings import parse_pair
 from .source import existing
@@ -16,8 +17,8 @@ from .source import existing
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..classes import ClassMap
-    from ..weights import Card
+    from vitrail.classes import ClassMap
+    from vitrail.weights import Card
 
 
 class Layout(StrEnum):
@@ -63,7 +64,7 @@ def convert(
 
 def _read(source: str, name: str | None, fields: dict[str, Any]) -> tuple[nn.Module, Card, ClassMap | None]:
     if not Path(existing(source)).is_file():
-        from ..weights import load_model
+        from vitrail.weights import load_model
 
         if name is not None or fields:
             raise UsageError(
@@ -74,8 +75,8 @@ def _read(source: str, name: str | None, fields: dict[str, Any]) -> tuple[nn.Mod
         raise UsageError(
             "expected --model with a single file, since it does not name its architecture; see vitrail models"
         )
-    from ..models import create_model
-    from ..weights import card_for, load_weights
+    from vitrail.models import create_model
+    from vitrail.weights import card_for, load_weights
 
     network = create_model(name, **fields)
     report = load_weights(network, source)
@@ -92,7 +93,7 @@ def _card(card: Card, network: Any) -> Card:
 
 
 def _write(network: nn.Module, card: Card, classes: ClassMap | None, target: Path, layout: Layout | None) -> int:
-    from ..weights import export_weights, save_folder
+    from vitrail.weights import export_weights, save_folder
 
     if layout is None:
         save_folder(target, network, card=card, classes=classes)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import DataError
+from vitrail.errors import DataError
+
 from .console import Json, counter, draw, partial_result, result, say
 
 
@@ -22,7 +23,7 @@ def check(
 
     Ends with code 3 if training could not start.
     """
-    from ..data.doctor import check as examine
+    from vitrail.data.doctor import check as examine
 
     report = examine(source, progress=counter("looked at"), problems_csv=csv)
     draw(report.table(), markup=True)

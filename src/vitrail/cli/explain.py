@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ..errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError
+
 from .console import Json, partial_result, result, say
 from .heldout import held_out, recipe_of
 from .source import open_predictor
@@ -16,8 +17,8 @@ from .source import open_predictor
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..explain.maps import Method as LibraryMethod
-    from ..infer import Predictor
+    from vitrail.explain.maps import Method as LibraryMethod
+    from vitrail.infer import Predictor
 
 MOST_MEASURED = 128  # images that attention distance is averaged over, as in the paper
 
@@ -98,7 +99,7 @@ def _draw_each(
     predictor: Predictor, images: list[str], method: Method, per_head: bool, folder: Path
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Draw every image; return what is known of each, and a sentence for each that could not be read."""
-    from ..infer.inputs import items_of
+    from vitrail.infer.inputs import items_of
 
     drawn: list[dict[str, Any]] = []
     broken: list[str] = []
@@ -130,7 +131,7 @@ def _free(folder: Path, stem: str, taken: set[Path]) -> Path:
 
 
 def _draw_figures(predictor: Predictor, model: str, images: list[str], data: str | None, folder: Path) -> list[Path]:
-    from ..explain import draw_figures
+    from vitrail.explain import draw_figures
 
     batch = _batch(predictor, model, images, data)
     if batch is None:
@@ -142,8 +143,8 @@ def _batch(predictor: Predictor, model: str, images: list[str], data: str | None
     """Return images as the model reads them: those named, or held-out ones; None where there are none."""
     from itertools import islice
 
-    from ..data.decode import BrokenImage
-    from ..infer.inputs import items_of
+    from vitrail.data.decode import BrokenImage
+    from vitrail.infer.inputs import items_of
 
     if images:
         crops = [predictor.preprocess.crop(item.read()) for item in islice(items_of(images), MOST_MEASURED)]

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import VitrailError
+from vitrail.errors import VitrailError
+
 from .console import result, say
 
 if TYPE_CHECKING:
-    from ..training import RunResult
+    from vitrail.training import RunResult
 
 
 def finish(verb: str, as_json: bool, run: RunResult) -> None:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
+from vitrail.errors import UsageError
 
 if TYPE_CHECKING:
-    from ..data.imageset import ImageSet
-    from ..data.sources import Splits
-    from ..training.recipe import Recipe
+    from vitrail.data.imageset import ImageSet
+    from vitrail.data.sources import Splits
+    from vitrail.training.recipe import Recipe
 
 SPLITS = ("test", "val", "train")
 
@@ -44,7 +44,7 @@ def held_out(model: str, data: str | None = None, split: str | None = None) -> H
 
 def recipe_of(model: str) -> Recipe | None:
     """Return the recipe of the run that ``model`` (the run, its best/ or last/) belongs to, or None."""
-    from ..training.recipe import Recipe
+    from vitrail.training.recipe import Recipe
 
     for folder in (Path(model), Path(model).absolute().parent):
         if (folder / "recipe.yaml").is_file():
@@ -57,7 +57,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def _own(recipe: Recipe, split: str | None) -> HeldOut:
-    from ..data.sources import open_dataset
+    from vitrail.data.sources import open_dataset
 
     asked = recipe.data
     fraction = asked.val_fraction if isinstance(asked.val_fraction, float) else 0.1
@@ -82,8 +82,8 @@ def _part(splits: Splits, name: str, source: str) -> ImageSet:
 def _foreign(data: str, split: str | None) -> HeldOut:
     import numpy as np
 
-    from ..data.imageset import ImageSet
-    from ..data.sources import read_layout
+    from vitrail.data.imageset import ImageSet
+    from vitrail.data.sources import read_layout
 
     layout = read_layout(data)
     name = split or next(name for name in SPLITS if name in layout.parts)

@@ -15,8 +15,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from .. import __version__
-from ..errors import VitrailError
+from vitrail import __version__
+from vitrail.errors import VitrailError
+
 from . import convert, data, explain, models, predict, resume, train, val
 from .console import emit, machine_readable, say
 

@@ -9,7 +9,7 @@ import typer
 from .console import Json, result, say, table
 
 if TYPE_CHECKING:
-    from ..metrics.cost import Cost
+    from vitrail.metrics.cost import Cost
 
 
 def models(
@@ -17,8 +17,8 @@ def models(
     as_json: Json = False,
 ) -> None:
     """List models with parameters, GFLOPs and sizes; or one in detail."""
-    from .. import models as zoo
-    from ..errors import WeightsError, did_you_mean
+    from vitrail import models as zoo
+    from vitrail.errors import WeightsError, did_you_mean
 
     names = zoo.list_models(pattern)
     if not names and pattern.partition(".")[0] in zoo.variants():
@@ -35,7 +35,7 @@ def models(
 
 
 def _describe(name: str) -> dict[str, Any]:
-    from ..models import config_of, config_to_dict
+    from vitrail.models import config_of, config_to_dict
 
     config = config_of(name)
     params, gflops = _cost(name)
@@ -57,7 +57,7 @@ def _cost(name: str) -> tuple[int, float]:
     """
     from dataclasses import replace
 
-    from ..models import config_of
+    from vitrail.models import config_of
 
     config = config_of(name)
     depth = getattr(config, "depth", None)
@@ -70,8 +70,8 @@ def _cost(name: str) -> tuple[int, float]:
 
 
 def _count(config: Any) -> Cost:
-    from ..metrics.cost import cost
-    from ..models import build
+    from vitrail.metrics.cost import cost
+    from vitrail.models import build
 
     return cost(lambda: build(config).requires_grad_(False), config.img_size, config.in_chans)
 
@@ -105,7 +105,7 @@ def _show_details(row: dict[str, Any]) -> None:
 
 def _show_weights(name: str) -> None:
     """Say where public weights of this architecture come from, and under which licence."""
-    from ..weights import cards
+    from vitrail.weights import cards
 
     known = [card for full, card in cards().items() if full.partition(".")[0] == name]
     if known:

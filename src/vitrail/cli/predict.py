@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError
+
 from .console import Json, partial_result, result, say, table
 from .source import open_predictor
 
@@ -23,7 +24,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Classify images with a trained model."""
-    from ..infer import results_to_csv, table_rows
+    from vitrail.infer import results_to_csv, table_rows
 
     _require_images(images)
     if csv is not None:

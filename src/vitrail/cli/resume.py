@@ -20,6 +20,6 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Go on with a training that was stopped or killed."""
-    from ..training.run import resume as go_on
+    from vitrail.training.run import resume as go_on
 
     finish("resume", as_json, go_on(run, force=force or []))

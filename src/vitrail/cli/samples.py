@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError
+from vitrail.errors import DataError
 
 if TYPE_CHECKING:
-    from ..data.imageset import ImageSet
-    from ..explain.draw import Tile
-    from ..explain.maps import Method
-    from ..infer import Explanation, Predictor
+    from vitrail.data.imageset import ImageSet
+    from vitrail.explain.draw import Tile
+    from vitrail.explain.maps import Method
+    from vitrail.infer import Explanation, Predictor
+
     from .heldout import HeldOut
 
 MOST = 12
@@ -25,8 +26,8 @@ def draw_samples(
 
     The images are the first of each class in turn, so the choice is not ours. Broken ones are passed over.
     """
-    from ..explain.draw import Bar, sheet
-    from ..infer.explanation import NAMES
+    from vitrail.explain.draw import Bar, sheet
+    from vitrail.infer.explanation import NAMES
 
     predictor.classes.require_equal(chosen.images.classes, mine="the model", theirs=chosen.source)
     tiles: list[Tile] = []
@@ -71,7 +72,7 @@ def in_turn(images: ImageSet) -> list[int]:
 def _tile(found: Explanation, true: str) -> Tile:
     import numpy as np
 
-    from ..explain.draw import Tile, as_picture, resized
+    from vitrail.explain.draw import Tile, as_picture, resized
 
     image, over = resized(as_picture(found.image), most=SIDE), found.overlay(most=SIDE)
     between = np.full((image.shape[0], 4, 3), 255, dtype=np.uint8)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..errors import UsageError
+from vitrail.errors import UsageError
 
 SHORT = {  # option of `vitrail train` -> key of the recipe
     "model": "model.name",

@@ -6,10 +6,10 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import WeightsError
+from vitrail.errors import WeightsError
 
 if TYPE_CHECKING:
-    from ..infer import Predictor
+    from vitrail.infer import Predictor
 
 HUB_PREFIX = "hf-hub:"
 
@@ -30,7 +30,8 @@ def existing(source: str) -> str:
 
 def open_predictor(source: str, *, device: str, batch: int = 32, img_size: str | None = None) -> Predictor:
     """Load the model of a verb, ready to predict."""
-    from ..infer import load
+    from vitrail.infer import load
+
     from .settings import parse_size
 
     size = None if img_size is None else parse_size(img_size)

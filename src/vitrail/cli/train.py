@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UsageError
+from vitrail.errors import UsageError
+
 from .console import Json
 from .finish import finish
 from .settings import gather, split_pairs
@@ -63,7 +64,7 @@ def train(
     if recipe is None and "data.source" not in changes:
         raise UsageError("expected data to train on, got none; mend: vitrail train FOLDER, or vitrail train digits")
 
-    from ..training.recipe import Recipe
-    from ..training.run import train as run
+    from vitrail.training.recipe import Recipe
+    from vitrail.training.run import train as run
 
     finish("train", as_json, run(Recipe.load(recipe or {}, changes)))

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import DataError
+from vitrail.errors import DataError
+
 from .console import Json, result, say, table
 from .heldout import HeldOut, held_out
 from .source import existing
 
 if TYPE_CHECKING:
-    from ..classes import ClassMap
-    from ..data.loader import Problem
+    from vitrail.classes import ClassMap
+    from vitrail.data.loader import Problem
 
 MOST_CLASSES = 30
 
@@ -27,11 +28,11 @@ def val(
     as_json: Json = False,
 ) -> None:
     """Measure a model on held-out data."""
-    from ..infer.predictor import pick_device
-    from ..tasks import create_task
-    from ..tasks.evaluate import evaluate
-    from ..training.pipeline import eval_loader
-    from ..weights import load_model
+    from vitrail.infer.predictor import pick_device
+    from vitrail.tasks import create_task
+    from vitrail.tasks.evaluate import evaluate
+    from vitrail.training.pipeline import eval_loader
+    from vitrail.weights import load_model
 
     network, card, classes = load_model(existing(model))
     chosen = held_out(model, data, split)

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import UsageError
+from vitrail.errors import UsageError
+
 from .randaugment import RandAugment
 from .transforms import sample_boxes
 

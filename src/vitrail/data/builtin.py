@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..classes import ClassMap
-from ..errors import UsageError, require_extra
+from vitrail.classes import ClassMap
+from vitrail.errors import UsageError, require_extra
+
 from .imageset import ArrayStore
 from .layout import Layout, Part
 from .splitting import stratified_split

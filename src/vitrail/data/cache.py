@@ -12,7 +12,8 @@ import threading
 
 from torch import Tensor
 
-from ..errors import UsageError, did_you_mean
+from vitrail.errors import UsageError, did_you_mean
+
 from .memory import available_bytes
 
 CACHE_MODES = ("auto", "none", "all")

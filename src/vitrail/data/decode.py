@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

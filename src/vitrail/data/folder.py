@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import DataError
+from vitrail.errors import DataError
+
 from .decode import EXTENSIONS, BrokenImage, open_regular, sniff
 from .imageset import FileStore, printable
 from .layout import SPLITS, Ignored, Layout, Part, class_map, listed, split_word

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ..classes import ClassMap
+from vitrail.classes import ClassMap
+
 from .decode import BrokenImage, open_regular, read_image
 
 MAX_BYTES = 1 << 29  # 50 million pixels of four 16-bit channels are 400 MB

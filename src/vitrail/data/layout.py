@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..classes import ClassMap
+from vitrail.classes import ClassMap
+
 from .imageset import Store, printable
 
 SPLITS = ("train", "val", "test")

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError
+
 from . import rng
 from .augment import Augment, Normalize
 from .cache import ImageCache, cache_budget

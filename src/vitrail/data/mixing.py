@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
 
-from ..errors import UsageError
+from vitrail.errors import UsageError
+
 from . import rng
 
 _DRAWS = 5  # whether, which, lambda, centre y, centre x

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..classes import ClassMap
-from ..errors import DataError, require_extra
+from vitrail.classes import ClassMap
+from vitrail.errors import DataError, require_extra
+
 from .decode import BrokenImage, open_regular, read_image
 from .imageset import printable
 from .layout import SPLITS, Layout, Part, class_map, listed, split_of_file, split_word

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
-from ..errors import UsageError
+from vitrail.errors import UsageError
 
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 BLENDS = ("color", "contrast", "brightness", "sharpness")

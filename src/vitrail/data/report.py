@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from vitrail.errors import UsageError
+
 from .imageset import printable
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import UsageError, did_you_mean
+from vitrail.errors import UsageError, did_you_mean
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 SMALL = 64  # sides up to here go through matrices; the rule is by image, so a batch's company changes nothing

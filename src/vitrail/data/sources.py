@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..classes import ClassMap
-from ..errors import DataError, UsageError
+from vitrail.classes import ClassMap
+from vitrail.errors import DataError, UsageError
+
 from .builtin import BUILTIN, read_builtin
 from .folder import read_folder
 from .imageset import ImageSet, printable

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from vitrail.errors import UsageError
+
 from . import rng
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..errors import DataError
+from vitrail.errors import DataError
+
 from .imageset import FileStore, printable
 from .layout import SPLITS, Layout, Part, class_map, listed, split_word
 

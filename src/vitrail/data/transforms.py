@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import UsageError
+from vitrail.errors import UsageError
+
 from .resample import SMALL, require_interpolation, resample, resize
 
 Draws = NDArray[np.float64]

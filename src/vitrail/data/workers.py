@@ -16,7 +16,7 @@ from types import TracebackType
 
 import torch
 
-from ..errors import UsageError
+from vitrail.errors import UsageError
 
 
 def default_workers() -> int:

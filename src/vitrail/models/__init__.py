@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import UsageError, WeightsError, did_you_mean, require_known
+from vitrail.errors import UsageError, WeightsError, did_you_mean, require_known
 
 HUB_PREFIX = "hf-hub:"
 

@@ -15,13 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..nn.attention import Attention
-from ..nn.feedforward import FeedForward, Gelu
-from ..nn.init import initialise
-from ..nn.patches import PatchEmbed
-from ..nn.positions import PositionResize, resize_positions, sincos_2d
-from ..nn.residual import PreNormBlock, drop_path_rates
-from ..nn.tokens import AttentionPool, Features, as_map, prepend
+from vitrail.nn.attention import Attention
+from vitrail.nn.feedforward import FeedForward, Gelu
+from vitrail.nn.init import initialise
+from vitrail.nn.patches import PatchEmbed
+from vitrail.nn.positions import PositionResize, resize_positions, sincos_2d
+from vitrail.nn.residual import PreNormBlock, drop_path_rates
+from vitrail.nn.tokens import AttentionPool, Features, as_map, prepend
 
 Pool = Literal["token", "avg", "gap", "map"]
 Positions = Literal["learn", "learn_patches", "sincos2d"]

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import Any, Literal
 
-from ..errors import WeightsError, did_you_mean
+from vitrail.errors import WeightsError, did_you_mean
 
 Triple = tuple[float, float, float]
 HALF: Triple = (0.5, 0.5, 0.5)
@@ -107,7 +107,7 @@ def card_for(name: str, *, with_weights: bool = False) -> Card:
         raise WeightsError(
             f"no public weights are known for {name!r}. mend: name the source, pretrained='hf-hub:org/name' or a path."
         )
-    from ..models import config_of
+    from vitrail.models import config_of
 
     config = config_of(name)
     return Card(name=base, input_size=config.img_size, num_classes=config.num_classes)

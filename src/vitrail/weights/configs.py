@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from ..errors import WeightsError, did_you_mean
-from ..models import as_size, config_of, configure, variants
+from vitrail.errors import WeightsError, did_you_mean
+from vitrail.models import as_size, config_of, configure, variants
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -92,7 +92,7 @@ def from_timm(data: Mapping[str, Any], shapes: Shapes) -> Any:
         changes |= _seen(shapes, configure(base, changes), str(pool))
         if args.get("pool_include_prefix") and changes["class_token"] and changes["global_pool"] != "token":
             raise WeightsError(
-                f"timm's {name} was made with pool_include_prefix=True: it pools the class token too, Vitrail never does."
+                f"timm's {name} was made with pool_include_prefix=True: it pools the class token, Vitrail never does."
             )
     return configure(base, changes)
 

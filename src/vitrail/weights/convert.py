@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..errors import WeightsError, did_you_mean
+from vitrail.errors import WeightsError, did_you_mean
 
 Numbers = Mapping[str, int]
 """The few numbers of a model that a transform may need to undo a reshape, such as ``num_heads``."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import WeightsError
-from ..nn.positions import resize_positions
+from vitrail.errors import WeightsError
+from vitrail.nn.positions import resize_positions
 
 Grid = tuple[int, int]
 PREFIX_TOKENS = ("cls_token", "dist_token")

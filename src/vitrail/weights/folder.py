@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..classes import ClassMap
-from ..errors import VitrailError, WeightsError
-from ..models import build, config_from_dict, config_to_dict, configure
+from vitrail.classes import ClassMap
+from vitrail.errors import VitrailError, WeightsError
+from vitrail.models import build, config_from_dict, config_to_dict, configure
+
 from . import configs
 from .atomic import new_folder
 from .cards import Card

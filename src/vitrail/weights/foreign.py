@@ -17,7 +17,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..errors import WeightsError
+from vitrail.errors import WeightsError
+
 from .read import read_safetensors
 
 GIB = 2**30

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import WeightsError, require_extra
+from vitrail.errors import WeightsError, require_extra
+
 from .source import HUB_PREFIX, is_hub_id
 
 FILES = (

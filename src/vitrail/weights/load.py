@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UsageError, WeightsError, did_you_mean
-from ..models import variants
+from vitrail.errors import UsageError, WeightsError, did_you_mean
+from vitrail.models import variants
+
 from . import convert, fit
 from .cards import Card
 from .folder import Folder

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import WeightsError
+from vitrail.errors import WeightsError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

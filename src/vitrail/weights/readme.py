@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from ..classes import ClassMap
+from vitrail.classes import ClassMap
+
 from .cards import Card
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..errors import WeightsError
+from vitrail.errors import WeightsError
+
 from .atomic import recover
 from .cards import Card
 

@@ -6,8 +6,8 @@ import importlib
 import importlib.util
 from typing import Any
 
-from ...errors import WeightsError
-from ..convert import Table
+from vitrail.errors import WeightsError
+from vitrail.weights.convert import Table
 
 
 def tables_for(config: Any) -> tuple[Table, ...]:

@@ -5,7 +5,8 @@ Plain DeiT and DeiT III are ViTs: see :mod:`vitrail.weights.maps.vit`.
 
 from __future__ import annotations
 
-from ..convert import Entry, Table, module
+from vitrail.weights.convert import Entry, Table, module
+
 from .vit import BUFFERS, TIMM_ENTRIES, VITRAIL_ENTRIES, transformers_entries
 
 _EXTRA = (Entry("dist_token", ("dist_token",)), *module("head_dist", "head_dist"))

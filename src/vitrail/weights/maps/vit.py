@@ -6,7 +6,7 @@ google-research/vision_transformer and big_vision ``.npz`` files; facebookresear
 
 from __future__ import annotations
 
-from ..convert import CONCAT, HWIO, Q_KV, SAME, TRANSPOSE, Entry, Table, Transform, module
+from vitrail.weights.convert import CONCAT, HWIO, Q_KV, SAME, TRANSPOSE, Entry, Table, Transform, module
 
 BUFFERS = ("*position_ids", "*num_batches_tracked", "*mask_token")
 """What files carry beside weights: index buffers, and the mask token of pre-training."""
