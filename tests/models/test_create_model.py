@@ -95,3 +95,29 @@ def test_hidden_width_of_every_variant_is_whole():
     for name, config in models.variants().items():
         if isinstance(config, ViTConfig):
             assert abs(config.embed_dim * config.mlp_ratio - config.hidden_dim) < 1e-6, name
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_deit", "test_deit_distilled"])
+def test_what_the_head_does_not_read_is_left_out_and_changes_nothing(name):
+    """Logits and gradients are those of the whole last block; a hook on it gets every token."""
+    torch.manual_seed(0)
+    model = vitrail.create_model(name, num_classes=3).double()
+    torch.nn.init.normal_(model.head.weight)
+    x = torch.randn(2, 3, 32, 40, dtype=torch.float64)
+
+    def run():
+        model.zero_grad()
+        logits = model(x)
+        sum(part.square().sum() for part in (logits if isinstance(logits, tuple) else (logits,))).backward()
+        return logits, {n: p.grad.clone() for n, p in model.named_parameters()}
+
+    short, short_gradients = run()
+    seen = []
+    hook = model.blocks[-1].register_forward_hook(lambda _module, _inputs, out: seen.append(out.shape[1]))
+    whole, whole_gradients = run()
+    hook.remove()
+    assert seen == [20 + model.num_prefix_tokens]
+    torch.testing.assert_close(short, whole)
+    torch.testing.assert_close(short_gradients, whole_gradients)
+    assert not torch.equal(model.read(x)[:, :1], model.encode(x)[0][:, -1:])
+    assert model.read(x).shape[1] == model.num_prefix_tokens

@@ -2,6 +2,7 @@
 
 Counted as the published tables do (fvcore's and timm's convention): one multiply-add = one MAC, in linear layers,
 convolutions and both matrix products of attention; norms, activations, softmax and position resizing are left out.
+Every layer counts in full, also where a model leaves out what its head does not read.
 """
 
 from __future__ import annotations
@@ -44,12 +45,18 @@ def cost(model: nn.Module | Callable[[], nn.Module], img_size: int | tuple[int, 
     size = (img_size, img_size) if isinstance(img_size, int) else (int(img_size[0]), int(img_size[1]))
     module = _on_meta(model)
     image = torch.empty(1, in_chans, *size, device="meta")
+    for part in module.modules():  # what is watched is computed in full
+        part.register_forward_hook(_look)
     # the math backend is plain matrix products, which the counter knows on every device
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         was_training = module.training
         module.eval()(image)
         module.train(was_training)
     return Cost(sum(p.numel() for p in module.parameters()), counter.get_total_flops() // 2, size)
+
+
+def _look(*_: object) -> None:
+    """A forward hook that does nothing."""
 
 
 def _on_meta(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:

@@ -55,7 +55,7 @@ class DeiT(ViT):
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
         """Images (B, I, H, W), normalised -> logits (B, K); a pair of them in training."""
-        tokens, _ = self.encode(images)
+        tokens = self.read(images)
         logits: Tensor = self.head(self.head_drop(tokens[:, 0]))
         distilled: Tensor = self.head_dist(self.head_drop(tokens[:, 1]))
         if self.training:

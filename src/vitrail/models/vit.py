@@ -20,7 +20,7 @@ from vitrail.nn.feedforward import FeedForward, Gelu
 from vitrail.nn.init import initialise
 from vitrail.nn.patches import PatchEmbed
 from vitrail.nn.positions import PositionResize, resize_positions, sincos_2d
-from vitrail.nn.residual import PreNormBlock, drop_path_rates
+from vitrail.nn.residual import PreNormBlock, drop_path_rates, watched
 from vitrail.nn.tokens import AttentionPool, Features, as_map, prepend
 
 Pool = Literal["token", "avg", "gap", "map"]
@@ -181,15 +181,33 @@ class ViT(nn.Module):
         patches = resize_positions(self.pos_embed[:, own:], self.base_grid, grid, c.numerics.pos_resize)
         return torch.cat([self.pos_embed[:, :own], patches], dim=1)
 
-    def encode(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Images (B, I, H, W) -> (all tokens (B, T + N, C) after the last block and norm, grid (h, w))."""
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images (B, I, H, W) -> (tokens with positions (B, T + N, C), as the first block gets them; grid (h, w))."""
         grid = self.patch_embed.grid(images.shape[-2], images.shape[-1])
         x = self.patch_embed(images)
         if self.config.pos_embed == "learn":
             x = prepend(x, *self.prefix_tokens()) + self.positions(grid)
         else:
             x = prepend(x + self.positions(grid), *self.prefix_tokens())
-        return self.norm(self.blocks(self.pos_drop(x))), grid
+        return self.pos_drop(x), grid
+
+    def encode(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images (B, I, H, W) -> (all tokens (B, T + N, C) after the last block and norm, grid (h, w))."""
+        x, grid = self.embed(images)
+        return self.norm(self.blocks(x)), grid
+
+    def read(self, images: Tensor) -> Tensor:
+        """Images (B, I, H, W) -> the normed tokens that the head may read: all, or (B, T, C) where it reads no patch.
+
+        The last block's work on patch tokens that nobody reads is left out: a twelfth of a 12-block model, forward and
+        backward. Whoever hooks into that block or records its attention gets all of it.
+        """
+        last = self.blocks[-1]
+        if self.config.global_pool != "token" or watched(last):
+            return self.encode(images)[0]
+        x, _ = self.embed(images)
+        read: Tensor = self.norm(last(self.blocks[:-1](x), first=self.num_prefix_tokens))
+        return read
 
     def features(self, images: Tensor) -> Features:
         """Images (B, I, H, W) -> patch tokens (B, N, C) after the last block, and the same as one map."""
@@ -210,8 +228,7 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, I, H, W), normalised -> logits (B, K), or pooled features (B, C) when K is 0."""
-        tokens, _ = self.encode(images)
-        logits: Tensor = self.head(self.head_drop(self.pre_logits(self.pool(tokens))))
+        logits: Tensor = self.head(self.head_drop(self.pre_logits(self.pool(self.read(images)))))
         return logits
 
 

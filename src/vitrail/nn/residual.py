@@ -49,7 +49,7 @@ class PreNormBlock(nn.Module):
     """``x + path(scale(attn(norm1(x))))``, then ``x + path(scale(mlp(norm2(x))))``.
 
     Args:
-        attn: token mixer (B, N, C) -> (B, N, C).
+        attn: token mixer (B, N, C) -> (B, N, C); with ``context=`` it mixes that into the tokens it is given.
         mlp: channel mixer (B, N, C) -> (B, N, C).
         dim: width C.
         eps: epsilon of both layer norms.
@@ -77,11 +77,23 @@ class PreNormBlock(nn.Module):
         self.ls2 = nn.Identity() if init_values is None else LayerScale(dim, init_values)
         self.drop_path2 = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C), or only the ``first`` tokens of it: (B, first, C), the same numbers for less work."""
+        normed = self.norm1(x)
+        mixed = self.attn(normed) if first is None else self.attn(normed[:, :first], context=normed)
+        x = x[:, :first] + self.drop_path1(self.ls1(mixed))
         out: Tensor = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
         return out
+
+
+def watched(module: nn.Module) -> bool:
+    """Whether anybody looks inside ``module``: a forward hook on a part of it, or a tape on its attention.
+
+    Shortcuts that leave out what nobody reads ask this first.
+    """
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or getattr(m, "tape", None) is not None for m in module.modules()
+    )
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
