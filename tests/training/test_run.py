@@ -16,6 +16,7 @@ import torch
 
 from vitrail.data.sources import open_dataset
 from vitrail.errors import DataError, UsageError, VitrailError
+from vitrail.models import create_model
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.evaluate import evaluate
 from vitrail.training import RunResult, resume, train
@@ -283,3 +284,25 @@ def test_a_distilled_model_trains_both_heads(photos: Path, tmp_path: Path, no_re
     state = load_folder(result.folder / "last")[0].state_dict()
     assert state["head_dist.weight"].abs().sum() > 0
     assert state["head.weight"].abs().sum() > 0
+
+
+def test_fixed_positions_survive_bf16(tmp_path: Path) -> None:
+    """A fixed table is part of the architecture: working in bf16 must not round what is saved."""
+    options = {"pos_embed": "sincos2d", "global_pool": "gap", "class_token": False}
+    result = train(
+        {
+            "out": str(tmp_path),
+            "data.source": "digits",
+            "model.name": "test_vit",
+            "model.img_size": 16,
+            "model.options": options,
+            "train.epochs": 1,
+            "train.precision": "bf16",
+            "augment.crop": "none",
+        },
+        say=lambda _line: None,
+    )
+    assert result.metrics["count"] > 0
+    model, _card, _classes = load_folder(result.folder / "best")
+    fresh = create_model("test_vit", img_size=16, **options)
+    torch.testing.assert_close(model.get_buffer("pos_embed"), fresh.get_buffer("pos_embed"), rtol=0, atol=0)

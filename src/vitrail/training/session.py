@@ -224,8 +224,8 @@ class Session:
             raise
 
     def _share_buffers(self) -> None:
-        own = dict(self.model.named_buffers())
-        for name, buffer in self.shown.named_buffers():
+        own = learned_buffers(self.model)
+        for name, buffer in learned_buffers(self.shown).items():
             buffer.copy_(own[name])
 
     # Saving and restoring.
@@ -239,7 +239,7 @@ class Session:
         kinds = {k: [t.to("cpu", copy=True) for t in buffers] for k, buffers in self._buffers().items()}
         files = {kind: self.masters.named(buffers) for kind, buffers in kinds.items()}
         files["optimizer"] = {n: t.to("cpu", copy=True) for n, t in self.masters.moments().items()}
-        buffers = {n: b.detach().to("cpu", copy=True) for n, b in self.model.named_buffers()}
+        buffers = {n: b.detach().to("cpu", copy=True) for n, b in learned_buffers(self.model).items()}
         if buffers:
             files["buffers"] = buffers
         state = {"run": self.state.to_json(), "updates": self.masters.updates, "identity": self.identity.to_json()}
@@ -255,10 +255,16 @@ class Session:
         for kind, buffers in self._buffers().items():
             _fill(self.masters.named(buffers), saved.tensors[kind])
         _fill(self.masters.moments(), saved.tensors["optimizer"])
-        _fill(dict(self.model.named_buffers()), saved.tensors.get("buffers", {}))
+        _fill(learned_buffers(self.model), saved.tensors.get("buffers", {}))
         self.masters.set_updates(int(saved.state["updates"]))
         self.masters.write_back()
         self.state = State(**saved.state["run"])
+
+
+def learned_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that training changes, such as running means; fixed tables, in no state dict, stay as built."""
+    kept = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
 
 def _fill(targets: dict[str, Tensor], found: dict[str, Tensor]) -> None:
