@@ -262,7 +262,7 @@ class Session:
 
 
 def learned_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Return the buffers that training changes, such as running means; fixed tables, in no state dict, stay as built."""
+    """Return the buffers that training changes (running means); fixed tables, in no state dict, stay as built."""
     kept = model.state_dict().keys()
     return {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
