@@ -64,7 +64,8 @@ def test_resize_keeps_what_has_the_size_and_takes_batches() -> None:
 def test_matrices_are_pillow_on_each_crop(interpolation: str, data: st.DataObject) -> None:
     height, width = data.draw(st.integers(2, 40)), data.draw(st.integers(2, 40))
     size = (data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40)))
-    images = photos(3, (height, width))
+    # kept off black and white: Pillow also cuts off what overshoots between its two passes, we only at the end
+    images = (photos(3, (height, width)) * 0.6 + 50).to(torch.uint8)
     boxes = []
     for _ in range(3):
         h, w = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
@@ -72,7 +73,7 @@ def test_matrices_are_pillow_on_each_crop(interpolation: str, data: st.DataObjec
     out = resample(images, np.array(boxes), size, interpolation)
     for image, (top, left, h, w), ours in zip(images, boxes, out, strict=True):
         theirs = pillow(image[:, top : top + h, left : left + w], size, interpolation)
-        # Pillow may go rows first, and rounds between the two: on pictures that is a level or two.
+        # Pillow may go rows first, and rounds between the two: half a level, times at most 1.25 by the second pass.
         assert worst(ours, theirs) <= 2
 
 

@@ -21,6 +21,7 @@ from vitrail.models import create_model
         ("vit_base_patch16_384", 384, 86_859_496, 55.5),
         ("vit_large_patch16_224", 224, 304_326_632, 61.6),
         ("deit_small_distilled_patch16_224", 224, 22_436_432, 4.63),
+        ("vit_base_patch16_map_224", 224, 93_653_224, 17.71),
     ],
 )
 def test_published_figures(name: str, size: int, params: int, gmacs: float) -> None:

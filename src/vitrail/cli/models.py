@@ -73,7 +73,7 @@ def _count(config: Any) -> Cost:
     from vitrail.metrics.cost import cost
     from vitrail.models import build
 
-    return cost(lambda: build(config).requires_grad_(False), config.img_size, config.in_chans)
+    return cost(lambda: build(config), config.img_size, config.in_chans)
 
 
 def _show_table(rows: list[dict[str, Any]]) -> None:

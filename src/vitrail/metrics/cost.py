@@ -43,7 +43,7 @@ def cost(model: nn.Module | Callable[[], nn.Module], img_size: int | tuple[int, 
     from torch.utils.flop_counter import FlopCounterMode
 
     size = (img_size, img_size) if isinstance(img_size, int) else (int(img_size[0]), int(img_size[1]))
-    module = _on_meta(model)
+    module = _on_meta(model).requires_grad_(False)  # the counter stumbles over views of parameters that want gradients
     image = torch.empty(1, in_chans, *size, device="meta")
     for part in module.modules():  # what is watched is computed in full
         part.register_forward_hook(_look)
