@@ -79,7 +79,7 @@ def _products_are_faster(q: Tensor, k: Tensor) -> bool:
     """Whether plain products beat the fused kernel here.
 
     On a CPU in bf16 the fused kernel's backward runs at a few percent of the machine's matrix rate; two products and a
-    softmax take a third to a seventh of its time (docs/benchmarks/speed.md), for B·H·N·M weights of memory, which is
+    softmax take a third to two thirds of its time (docs/benchmarks/speed.md), for B·H·N·M weights of memory, which is
     bounded here. Compiled and exported graphs keep the fused kernel.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or torch.compiler.is_compiling():
