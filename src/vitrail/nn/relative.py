@@ -1,0 +1,71 @@
+"""Relative position bias: one learned number for each offset between two cells of a grid, and each head.
+
+Sources: Liu et al. 2021, arXiv 2103.14030, equation 4 (Swin: within windows); Dai et al. 2021, arXiv 2106.04803,
+equation 3 and appendix A.1 (CoAtNet: over the whole grid, resized for other grids).
+
+(h, w) grid, N = h · w cells in raster order, H heads, T = (2h - 1) · (2w - 1) offsets.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .positions import Grid, resize_positions
+
+BiasResize = Literal["bicubic", "bilinear"]
+
+
+class RelativePositionBias(nn.Module):
+    """Bias (1, H, N, N) to add to attention scores, read from a table of offsets.
+
+    Args:
+        num_heads: heads H.
+        grid: (h, w) the table is made for.
+        resize: how the table is stretched for another grid.
+    """
+
+    def __init__(self, num_heads: int, grid: Grid, *, resize: BiasResize = "bicubic") -> None:
+        super().__init__()
+        self.grid, self.resize = grid, resize
+        self.table = nn.Parameter(torch.zeros((2 * grid[0] - 1) * (2 * grid[1] - 1), num_heads))
+
+    def forward(self, grid: Grid | None = None) -> Tensor:
+        """Return the bias (1, H, N, N) of ``grid`` (default: its own); query first, key second."""
+        grid = grid or self.grid
+        table = resize_bias_table(self.table, self.grid, grid, self.resize)
+        index = relative_index(grid).to(table.device)
+        n = grid[0] * grid[1]
+        return table.t()[:, index].view(1, -1, n, n)
+
+    def extra_repr(self) -> str:
+        return f"grid={self.grid}, resize={self.resize}"
+
+
+def resize_bias_table(table: Tensor, old: Grid, new: Grid, mode: BiasResize = "bicubic") -> Tensor:
+    """Resize a table (T, H) of offsets in grid ``old`` to one for grid ``new``; corners stay corners of the table.
+
+    Raises ValueError if the table does not hold the offsets of ``old``.
+    """
+    if old == new:
+        return table
+    spans = [(2 * g[0] - 1, 2 * g[1] - 1) for g in (old, new)]
+    return resize_positions(table[None], spans[0], spans[1], mode)[0]
+
+
+def relative_index(grid: Grid) -> Tensor:
+    """Return (N · N,) int64: for each query and key, the row ``(dy + h - 1)(2w - 1) + dx + w - 1`` of the table."""
+    return _index(grid[0], grid[1]) if not torch.compiler.is_compiling() else _make_index(grid[0], grid[1])
+
+
+def _make_index(h: int, w: int) -> Tensor:
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    dy = y.flatten()[:, None] - y.flatten()[None] + h - 1
+    dx = x.flatten()[:, None] - x.flatten()[None] + w - 1
+    return (dy * (2 * w - 1) + dx).flatten()
+
+
+_index = lru_cache(maxsize=16)(_make_index)
