@@ -58,11 +58,14 @@ def resize_bias_table(table: Tensor, old: Grid, new: Grid, mode: BiasResize = "b
 
 def relative_index(grid: Grid) -> Tensor:
     """Return (N · N,) int64: for each query and key, the row ``(dy + h - 1)(2w - 1) + dx + w - 1`` of the table."""
-    return _index(grid[0], grid[1]) if not torch.compiler.is_compiling() else _make_index(grid[0], grid[1])
+    if torch.compiler.is_compiling():
+        return _make_index(*grid)
+    with torch.inference_mode(False):  # what is kept must serve training too
+        return _index(*grid)
 
 
 def _make_index(h: int, w: int) -> Tensor:
-    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    y, x = torch.meshgrid(torch.arange(h, device="cpu"), torch.arange(w, device="cpu"), indexing="ij")
     dy = y.flatten()[:, None] - y.flatten()[None] + h - 1
     dx = x.flatten()[:, None] - x.flatten()[None] + w - 1
     return (dy * (2 * w - 1) + dx).flatten()
