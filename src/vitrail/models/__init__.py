@@ -95,7 +95,7 @@ def configure(config: Any, overrides: Mapping[str, Any]) -> Any:
     """Return ``config`` with the fields in ``overrides`` replaced; an int ``img_size`` becomes a square."""
     fields = [f.name for f in dataclasses.fields(config)]
     require_known(overrides, fields, "model keyword")
-    changes = dict(overrides)
+    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}  # JSON has lists only
     if "img_size" in changes:
         changes["img_size"] = as_size(changes["img_size"])
     if isinstance(changes.get("numerics"), Mapping):
