@@ -1,113 +1,61 @@
 """The strict two-way engine: a conversion is a table, and the table is the whole truth.
 
-An :class:`Entry` says which of our tensors is made of which of theirs, and how; ``{i}`` in a name stands for the
-number of a layer. The same table is read in both directions. Accounting is strict: every tensor of the file is used
-exactly once or listed as ignorable, every tensor of the model is filled, every shape fits, every value is finite.
-What does not add up is an error that names it.
+An :class:`Entry` says which of our tensors is made of which of theirs, and how; ``{i}`` and ``{j}`` in a name stand for
+numbers, of a stage or a layer. The same table is read in both directions. Accounting is strict: every tensor of the
+file is used exactly once or listed as ignorable, every tensor of the model is filled, every shape fits, every value is
+finite. What does not add up is an error that names it. One thing is left out on both sides: how many batches a batch
+norm has seen (``num_batches_tracked``), which no result depends on; it is written as zero where others expect it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from vitrail.errors import WeightsError, did_you_mean
 
-Numbers = Mapping[str, int]
-"""The few numbers of a model that a transform may need to undo a reshape, such as ``num_heads``."""
-
-
-@dataclass(frozen=True)
-class Transform:
-    """A reversible change of layout: ``to_ours(parts, numbers)`` and ``to_theirs(tensor, count, numbers)``."""
-
-    name: str
-    to_ours: Callable[[Sequence[Tensor], Numbers], Tensor]
-    to_theirs: Callable[[Tensor, int, Numbers], Sequence[Tensor]]
-
-
-SAME = Transform("same", lambda parts, n: parts[0], lambda t, count, n: [t])
-TRANSPOSE = Transform("transpose", lambda parts, n: parts[0].T, lambda t, count, n: [t.T])
-CONCAT = Transform("concat", lambda parts, n: torch.cat(list(parts)), lambda t, count, n: t.chunk(count))
-Q_KV = Transform(  # queries apart, keys and values together
-    "q and kv", lambda parts, n: torch.cat(list(parts)), lambda t, count, n: (t[: len(t) // 3], t[len(t) // 3 :])
-)
-HWIO = Transform(  # Flax convolution kernel (h, w, in, out) -> (out, in, h, w)
-    "hwio", lambda parts, n: parts[0].permute(3, 2, 0, 1), lambda t, count, n: [t.permute(2, 3, 1, 0)]
+from .tables import (
+    CONCAT,
+    COUNTER,
+    HWIO,
+    Q_KV,
+    SAME,
+    SQUEEZE_1X1,
+    TRANSPOSE,
+    Entry,
+    Numbers,
+    Table,
+    Transform,
+    batch_norm,
+    counted,
+    matches,
+    module,
+    own_table,
+    with_prefix,
 )
 
-
-@dataclass(frozen=True)
-class Entry:
-    """Our tensor, the tensors of theirs it is made of, and how.
-
-    ``{i}`` in both names: one tensor a layer. ``{i}`` in ours only: theirs holds all layers, stacked along a leading
-    axis (Flax ``scan``).
-    """
-
-    ours: str
-    theirs: tuple[str, ...]
-    transform: Transform = SAME
-
-    @property
-    def stacked(self) -> bool:
-        return "{i}" in self.ours and "{i}" not in self.theirs[0]
-
-
-@dataclass(frozen=True)
-class Table:
-    """One layout of one family.
-
-    Attributes:
-        layout: what users call it: ``timm``, ``transformers``, ``original``.
-        title: what messages call it.
-        entries: the mapping.
-        ignored: patterns (``*`` allowed) of names in files that carry no weight and may be skipped.
-        prefixes: prefixes the whole file may carry; the first is written.
-        head: patterns of *our* names that a new classifier replaces.
-    """
-
-    layout: str
-    title: str
-    entries: tuple[Entry, ...]
-    ignored: tuple[str, ...] = ()
-    prefixes: tuple[str, ...] = ("",)
-    head: tuple[str, ...] = ("head.*", "head_dist.*", "pre_logits.*")
-
-    @cached_property
-    def _by_name(self) -> dict[str, Entry]:
-        return {entry.ours: entry for entry in self.entries}
-
-    def entry_of(self, name: str) -> tuple[Entry, str] | None:
-        """Return the entry that makes our tensor ``name``, and its layer number ("" if it has none)."""
-        if name in self._by_name:
-            return self._by_name[name], ""
-        number = _NUMBER.search(name)
-        if number is None:
-            return None
-        entry = self._by_name.get(name[: number.start(1)] + "{i}" + name[number.end(1) :])
-        return None if entry is None else (entry, number[1])
-
-
-_NUMBER = re.compile(r"\.(\d+)\.")
-
-
-def module(ours: str, *theirs: str, transform: Transform = SAME) -> tuple[Entry, Entry]:
-    """Two entries, for the ``weight`` and the ``bias`` of a module that both sides store alike."""
-    return tuple(
-        Entry(f"{ours}.{kind}", tuple(f"{t}.{kind}" for t in theirs), transform) for kind in ("weight", "bias")
-    )  # type: ignore[return-value]
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a name fits one of the patterns, in which ``*`` stands for anything."""
-    return any(fnmatchcase(name, p) for p in patterns)
+__all__ = [
+    "CONCAT",
+    "COUNTER",
+    "HWIO",
+    "Q_KV",
+    "SAME",
+    "SQUEEZE_1X1",
+    "TRANSPOSE",
+    "Entry",
+    "Numbers",
+    "Table",
+    "Transform",
+    "batch_norm",
+    "counted",
+    "matches",
+    "module",
+    "own_table",
+    "with_prefix",
+]
 
 
 @dataclass(frozen=True)
@@ -142,14 +90,14 @@ def plan(table: Table, ours: Iterable[str], prefix: str | None = None) -> Plan:
     jobs, unmapped = [], []
     layers: dict[Entry, dict[int, str]] = {}
     for name in ours:
-        hit = table.entry_of(name)
+        hit = None if counted(name) else table.entry_of(name)
         if hit is None:
-            unmapped.append(name)
+            unmapped += [] if counted(name) else [name]
         elif hit[0].stacked:
-            layers.setdefault(hit[0], {})[int(hit[1])] = name
+            layers.setdefault(hit[0], {})[hit[1]["i"]] = name
         else:
-            entry, i = hit
-            jobs.append(Job(entry, (name,), tuple(prefix + t.replace("{i}", i) for t in entry.theirs)))
+            entry, numbers = hit
+            jobs.append(Job(entry, (name,), tuple(prefix + t for t in entry.fill(numbers))))
     for entry, names in layers.items():
         ordered = tuple(names[i] for i in sorted(names))
         jobs.append(Job(entry, ordered, tuple(prefix + t for t in entry.theirs)))
@@ -158,7 +106,7 @@ def plan(table: Table, ours: Iterable[str], prefix: str | None = None) -> Plan:
 
 def account(plan: Plan, theirs: Iterable[str]) -> Plan:
     """Compare a plan with the names in a file: fills ``missing``, ``unexpected`` and ``ignored``."""
-    present = dict.fromkeys(theirs)
+    present = dict.fromkeys(name for name in theirs if not counted(name))
     wanted = {name for job in plan.jobs for name in job.theirs}
     plan.missing = sorted(wanted - present.keys())
     for name in present:
@@ -227,7 +175,8 @@ def to_theirs(table: Table, tensors: Mapping[str, Tensor], numbers: Numbers) -> 
         layers = [entry.transform.to_theirs(tensors[name], len(job.theirs), numbers) for name in job.ours]
         for k, name in enumerate(job.theirs):
             out[name] = (torch.stack([x[k] for x in layers]) if entry.stacked else layers[0][k]).contiguous()
-    return out
+    seen = [name.removesuffix("running_mean") + COUNTER for name in out if name.endswith(".running_mean")]
+    return out | {name: torch.zeros((), dtype=torch.int64) for name in seen}
 
 
 def _require_layers(job: Job, parts: Sequence[Tensor]) -> None:
@@ -331,8 +280,3 @@ def looks_like(names: Iterable[str]) -> str | None:
 def _some(names: Sequence[str], most: int = 3) -> str:
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-def with_prefix(entries: Iterable[Entry], prefix: str) -> tuple[Entry, ...]:
-    """Put a prefix before every name of theirs."""
-    return tuple(replace(e, theirs=tuple(prefix + t for t in e.theirs)) for e in entries)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from torch import Tensor
 
 from vitrail.errors import WeightsError
-
-from ..convert import Table, plan
+from vitrail.weights.convert import Table, plan
 
 if TYPE_CHECKING:
-    from ..cards import Card
-    from ..source import Source
+    from vitrail.weights.cards import Card
+    from vitrail.weights.source import Source
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Name in a file -> shape of its tensor."""
