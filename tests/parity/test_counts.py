@@ -8,6 +8,7 @@ import torch
 from tests.peers import timm
 from vitrail.models import build, list_models, variants
 from vitrail.weights.configs import in_timm, to_timm
+from vitrail.weights.families import family_of
 
 FACTS = {  # architecture fact sheet: published, or arithmetic that was checked
     "vit_enormous_patch14_224": 3_807_214_312,
@@ -41,18 +42,20 @@ def ours(config) -> int:
     """Parameters, and a fixed position table, which timm holds as a parameter."""
     with torch.device("meta"):
         model = build(config)
-    fixed = model.pos_embed.numel() if config.pos_embed == "sincos2d" else 0
+    fixed = model.pos_embed.numel() if getattr(config, "pos_embed", None) == "sincos2d" else 0
     return count(model) + fixed
 
 
 @pytest.mark.parametrize("name", list_models())
 def test_counts_equal_timm(name):
-    """By timm's own model of that name; sizes that timm lacks are built from its class."""
+    """By timm's own model of that name; sizes that timm lacks are built from its class, where it has one."""
     config = variants()[name]
+    if family_of(config).stored_layout != "timm":
+        pytest.skip("timm lacks this family: counted in its own tests")
     architecture, arguments = to_timm(name, config)
     with torch.device("meta"):
         if in_timm(name):
-            peer = timm.create_model(name, num_classes=1000)  # all else is timm's own idea of that name
+            peer = timm.create_model(name, num_classes=config.num_classes)  # all else is timm's own idea of that name
         else:
             peer = timm.create_model(architecture, num_classes=config.num_classes, **arguments)
     assert ours(config) == count(peer)
@@ -72,5 +75,5 @@ def test_the_pre_training_head_of_imagenet_21k():
 
 def test_the_list_of_timm_names_is_true():
     """``in_timm`` is written down so that saving needs no timm; here it is checked against timm."""
-    known = set(timm.list_models(["vit_*", "deit*"]))
+    known = {n for n in timm.list_models() if not n.startswith("test_")}
     assert {n for n in variants() if in_timm(n)} == {n for n in variants() if n in known}

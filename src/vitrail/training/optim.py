@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from .flat import Flat
 from .rules import AdamW, Muon, Rule
 
-UNDECAYED = ("pos_embed", "cls_token", "dist_token", "latent", "gamma")  # by the last part of the name
+UNDECAYED = ("pos_embed", "cls_token", "dist_token", "latent", "gamma", "table")  # by the last part of the name
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """Tell whether weight decay applies: not to vectors, position tables, learned tokens or LayerScale."""
+    """Tell whether weight decay applies: not to vectors, tables of positions, learned tokens or LayerScale."""
     return parameter.ndim > 1 and name.rpartition(".")[2] not in UNDECAYED
 
 

@@ -1,7 +1,8 @@
-"""Cards: what weights ask of their images, and where they come from; and the table of the public ones.
+"""Cards: what weights ask of their images, and where they come from.
 
-Sources: the model cards on the hub (``timm/...``, ``google/...``, ``facebook/...``). Only tags that exist there are
-listed. Numbers are those the weights were published with.
+The public ones are listed by their families (:mod:`vitrail.weights.families`), after the model cards on the hub
+(``timm/...``, ``google/...``, ``facebook/...``). Only tags that exist there are listed. Numbers are those the weights
+were published with.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ class Card:
 @cache
 def cards() -> dict[str, Card]:
     """Return ``model.tag`` (or a hub id) -> card of each public checkpoint listed; a model's first is its default."""
-    return {c.name: c for c in [*_google(), *_deit(), *_deit3(), *_transformers()]}
+    from .families import families
+
+    return {card.name: card for family in families().values() for card in family.cards()}
 
 
 def card_for(name: str, *, with_weights: bool = False) -> Card:
@@ -113,119 +116,31 @@ def card_for(name: str, *, with_weights: bool = False) -> Card:
     return Card(name=base, input_size=config.img_size, num_classes=config.num_classes)
 
 
-def _timm(name: str, tag: str, classes: int, crop_pct: float, origin: str, **more: Any) -> Card:
-    side = int(name.rpartition("_")[2])
+def timm_card(
+    name: str,
+    tag: str,
+    classes: int,
+    crop_pct: float,
+    origin: str,
+    *,
+    side: int | None = None,
+    mean: Triple = HALF,
+    std: Triple = HALF,
+    interpolation: str = "bicubic",
+    licence: str = "apache-2.0",
+) -> Card:
+    """Return the card of weights that timm publishes as ``timm/name.tag``; by default its name ends in the side."""
+    side = int(name.rpartition("_")[2]) if side is None else side
     full = f"{name}.{tag}"
     return Card(
         name=full,
         input_size=(side, side),
+        mean=mean,
+        std=std,
+        interpolation=interpolation,
         crop_pct=crop_pct,
         num_classes=classes,
-        licence="apache-2.0",
+        licence=licence,
         origin=origin,
         hub_id=f"timm/{full}",
-        **more,
     )
-
-
-_AUGREG = {
-    "augreg2_in21k_ft_in1k": (1000, "AugReg, ImageNet-21k, fine-tuned on ImageNet-1k by R. Wightman"),
-    "augreg_in21k_ft_in1k": (1000, "AugReg, ImageNet-21k, fine-tuned on ImageNet-1k (Google)"),
-    "augreg_in1k": (1000, "AugReg, ImageNet-1k (Google)"),
-    "augreg_in21k": (21843, "AugReg, ImageNet-21k (Google)"),
-}
-_A2, _A21_1, _A1, _A21 = _AUGREG
-_AUGREG_FILES = {  # arXiv 2106.10270; the first tag is the default
-    "vit_tiny_patch16_224": (_A21_1, _A21),
-    "vit_tiny_patch16_384": (_A21_1,),
-    "vit_small_patch32_224": (_A21_1, _A21),
-    "vit_small_patch32_384": (_A21_1,),
-    "vit_small_patch16_224": (_A21_1, _A1, _A21),
-    "vit_small_patch16_384": (_A21_1, _A1),
-    "vit_base_patch32_224": (_A21_1, _A1, _A21),
-    "vit_base_patch32_384": (_A21_1, _A1),
-    "vit_base_patch16_224": (_A2, _A21_1, _A1, _A21),
-    "vit_base_patch16_384": (_A21_1, _A1),
-    "vit_base_patch8_224": (_A2, _A21_1, _A21),
-    "vit_large_patch16_224": (_A21_1, _A21),
-    "vit_large_patch16_384": (_A21_1,),
-}
-
-
-def _google() -> list[Card]:
-    return [
-        _timm(name, tag, _AUGREG[tag][0], 1.0 if name.endswith("384") else 0.9, _AUGREG[tag][1])
-        for name, tags in _AUGREG_FILES.items()
-        for tag in tags
-    ]
-
-
-def _deit() -> list[Card]:
-    names = [
-        *(f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")),
-        "deit_base_patch16_384",
-        *(f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small", "base")),
-        "deit_base_distilled_patch16_384",
-    ]
-    origin = "DeiT, ImageNet-1k (Facebook AI Research)"
-    look: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    return [_timm(n, "fb_in1k", 1000, 1.0 if n.endswith("384") else 0.9, origin, **look) for n in names]
-
-
-def _deit3() -> list[Card]:
-    sizes = {"small": (16, (224, 384)), "medium": (16, (224,)), "base": (16, (224, 384))}
-    sizes |= {"large": (16, (224, 384)), "huge": (14, (224,))}
-    look: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    found = []
-    for size, (patch, sides) in sizes.items():
-        for side in sides:
-            name = f"deit3_{size}_patch{patch}_{side}"
-            crop = 1.0 if side == 384 else 0.9
-            found += [
-                _timm(name, "fb_in1k", 1000, crop, "DeiT III, ImageNet-1k (Facebook AI Research)", **look),
-                _timm(name, "fb_in22k_ft_in1k", 1000, 1.0, "DeiT III, ImageNet-22k, fine-tuned on ImageNet-1k", **look),
-            ]
-    return found
-
-
-def _transformers() -> list[Card]:
-    """The names users of transformers know; images are squashed to the input size there."""
-    hf: dict[str, Any] = {"interpolation": "bilinear", "crop_mode": "squash", "licence": "apache-2.0"}
-    hf["numerics"] = {"norm_eps": 1e-12, "pos_resize": "bicubic"}
-    found = []
-    for size, patch, side, suffix, classes in (
-        ("base", 16, 224, "", 1000),
-        ("base", 16, 384, "", 1000),
-        ("base", 32, 384, "", 1000),
-        ("large", 16, 224, "", 1000),
-        ("large", 16, 384, "", 1000),
-        ("large", 32, 384, "", 1000),
-        ("base", 16, 224, "-in21k", 0),
-        ("base", 32, 224, "-in21k", 0),
-        ("large", 16, 224, "-in21k", 0),
-        ("large", 32, 224, "-in21k", 0),
-        ("huge", 14, 224, "-in21k", 0),
-    ):
-        hub = f"google/vit-{size}-patch{patch}-{side}{suffix}"
-        origin = "ViT, ImageNet-21k" + ("" if suffix else ", fine-tuned on ImageNet-1k") + " (Google)"
-        found.append(Card(name=hub, input_size=(side, side), num_classes=classes, origin=origin, hub_id=hub, **hf))
-    hf |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bicubic", "crop_mode": "center"}
-    for size, kind, side in (
-        *((size, kind, 224) for size in ("tiny", "small", "base") for kind in ("", "distilled-")),
-        ("base", "", 384),
-        ("base", "distilled-", 384),
-    ):
-        hub = f"facebook/deit-{size}-{kind}patch16-{side}"
-        crop = {224: 224 / 256, 384: 384 / 438}[side]
-        found.append(
-            Card(
-                name=hub,
-                input_size=(side, side),
-                crop_pct=crop,
-                num_classes=1000,
-                origin="DeiT, ImageNet-1k (Facebook AI Research)",
-                hub_id=hub,
-                **hf,
-            )
-        )
-    return found

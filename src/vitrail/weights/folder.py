@@ -1,8 +1,8 @@
 """Vitrail's folder of weights, which others can read, and theirs, which we can read.
 
-``config.json`` (timm's form, with our own part under "vitrail"), ``model.safetensors`` (timm's names),
-``preprocessor_config.json`` (transformers' form), ``README.md`` (the model card) and ``classes.json``. A folder appears
-whole or not at all; hashes of the weights and the classes are checked when they are read.
+``config.json`` (timm's form, with our own part under "vitrail"), ``model.safetensors`` (timm's names, where timm has
+the family), ``preprocessor_config.json`` (transformers' form), ``README.md`` (the model card) and ``classes.json``. A
+folder appears whole or not at all; hashes of the weights and the classes are checked when they are read.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from vitrail.models import build, config_from_dict, config_to_dict, configure
 from . import configs
 from .atomic import new_folder
 from .cards import Card
+from .families import family_of
 from .preprocess import read_preprocessor, write_preprocessor
 from .read import WEIGHTS, read_folder_shapes, read_folder_tensors, read_json, sha256
 from .readme import model_card
@@ -96,15 +97,15 @@ def save_folder(
     config: Any = model.config
     if classes is not None and len(classes) != config.num_classes:
         raise WeightsError(f"expected a class map of {config.num_classes} classes, got {len(classes)}")
-    numerics = {"norm_eps": config.numerics.norm_eps, "gelu": config.numerics.gelu}
-    card = replace(card, num_classes=config.num_classes, numerics=numerics | {"pos_resize": config.numerics.pos_resize})
-    tensors = {k: t.cpu().contiguous().clone() for k, t in export_weights(model, "timm").items()}
+    family = family_of(config)
+    card = replace(card, num_classes=config.num_classes, numerics=family.numerics(config))
+    tensors = {k: t.cpu().contiguous().clone() for k, t in export_weights(model, family.stored_layout).items()}
     with new_folder(Path(path)) as folder:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         if classes is not None:
             _write_json(folder / "classes.json", classes.to_json())
         hashes = sha256(p for p in (folder / WEIGHTS, folder / "classes.json") if p.exists())
-        data = _config_json(config, card, classes, hashes, dict(extra or {}))
+        data = _config_json(model, card, classes, hashes, dict(extra or {}))
         _write_json(folder / "config.json", data)
         _write_json(folder / "preprocessor_config.json", write_preprocessor(card))
         (folder / "README.md").write_text(model_card(card, config, classes), encoding="utf-8")
@@ -116,8 +117,9 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def _config_json(
-    config: Any, card: Card, classes: ClassMap | None, hashes: Mapping[str, str], extra: dict[str, Any]
+    model: Any, card: Card, classes: ClassMap | None, hashes: Mapping[str, str], extra: dict[str, Any]
 ) -> dict[str, Any]:
+    config, family = model.config, family_of(model.config)
     named, _, tag = card.name.partition(".")
     name = named if configs.is_variant(named, config) else configs.name_of(config)
     architecture, arguments = configs.to_timm(name, config)
@@ -125,7 +127,7 @@ def _config_json(
         "tag": tag or None,
         "custom_load": False,
         "input_size": [config.in_chans, *card.input_size],
-        "fixed_input_size": True,
+        "fixed_input_size": family.fixed_input_size,
         "interpolation": card.interpolation,
         "crop_pct": card.crop_pct,
         "crop_mode": card.crop_mode,
@@ -133,14 +135,14 @@ def _config_json(
         "std": list(card.std),
         "num_classes": config.num_classes,
         "pool_size": None,
-        "first_conv": "patch_embed.proj",
-        "classifier": ["head", "head_dist"] if "distilled" in architecture else "head",
+        "first_conv": family.first_conv,
+        "classifier": family.classifier,
         "license": card.licence,
     }
     data: dict[str, Any] = {
         "architecture": architecture,
         "num_classes": config.num_classes,
-        "num_features": config.embed_dim,
+        "num_features": family.num_features(model),
         "model_args": arguments,
         "pretrained_cfg": {k: v for k, v in look.items() if v is not None or k == "pool_size"},
     }
@@ -231,7 +233,7 @@ def _open_timm(path: Path, data: Mapping[str, Any]) -> Folder:
         num_classes=config.num_classes,
         licence=look.get("license"),
         origin=look.get("origin_url"),
-        numerics={"norm_eps": 1e-6, "gelu": config.numerics.gelu, "pos_resize": "bicubic_antialias"},
+        numerics=family_of(config).numerics(config),
     )
     return Folder(path, "timm", configs.name_of(config), config, card, _timm_classes(data, config.num_classes))
 
@@ -249,7 +251,6 @@ def _timm_classes(data: Mapping[str, Any], count: int) -> ClassMap | None:
 def _open_transformers(path: Path, data: Mapping[str, Any]) -> Folder:
     config = configs.from_transformers(data, read_folder_shapes(path))
     name = configs.name_of(config)
-    numerics = {"norm_eps": config.numerics.norm_eps, "gelu": config.numerics.gelu, "pos_resize": "bicubic"}
     card = Card(
         name=name,
         input_size=config.img_size,
@@ -257,7 +258,7 @@ def _open_transformers(path: Path, data: Mapping[str, Any]) -> Folder:
         crop_mode="squash",
         num_classes=config.num_classes,
         origin=data.get("_name_or_path") or None,
-        numerics=numerics,
+        numerics=family_of(config).numerics(config),
     )
     notes: tuple[str, ...] = ()
     if (path / "preprocessor_config.json").exists():

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError, WeightsError, did_you_mean
-from vitrail.models import variants
 
 from . import convert, fit
 from .cards import Card
+from .families import family_of
 from .folder import Folder
 from .maps import layouts, tables_for
 from .source import Source, from_folder, read_source
@@ -106,19 +106,18 @@ def _convert(
 ) -> tuple[dict[str, Tensor], convert.Plan, list[str], list[str]]:
     """Return (tensors under our names, plan, names left fresh, what was fitted); raises on anything that differs."""
     config = _config(model)
-    wanted = {name: t.shape for name, t in model.state_dict().items()}
-    tables = tables_for(config)
+    tables, family = tables_for(config), family_of(config)
+    wanted = {name: t.shape for name, t in model.state_dict().items() if not convert.counted(name)}
     found = convert.detect(tables, wanted, read.tensors)
-    if found.faults and config.pos_embed == "sincos2d":  # other libraries store fixed positions too
-        found = min(found, convert.detect(tables, [*wanted, "pos_embed"], read.tensors), key=lambda p: p.faults)
+    if found.faults and family.optional(config):
+        more = convert.detect(tables, [*wanted, *family.optional(config)], read.tensors)
+        found = min(found, more, key=lambda p: p.faults)
     new = convert.excuse_head(found, model_has_head=config.num_classes > 0, new_head=new_head)
-    convert.require_complete(found, read.origin, _hint(read.tensors))
-    ours = convert.to_ours(found, read.tensors, numbers_of(config))
-    if config.pos_embed == "sincos2d":
-        fit.fit_fixed_positions(ours, model)
-    said = fit.fit_positions(ours, model, read.grid, found.table.layout)
+    convert.require_complete(found, read.origin, family.hint(read.tensors))
+    ours = convert.to_ours(found, read.tensors, family.numbers(config))
+    said = family.fit(ours, model, read, found.table.layout)
     new += fit.fit_head(ours, model, new_head=new_head)
-    convert.require_shapes(ours, wanted, read.origin, _hint(ours))
+    convert.require_shapes(ours, wanted, read.origin, family.hint(ours))
     convert.require_finite(ours, read.origin)
     return ours, found, new, said
 
@@ -130,38 +129,14 @@ def _config(model: nn.Module) -> Any:
     return config
 
 
-def numbers_of(config: Any) -> dict[str, int]:
-    """Return the numbers that transforms may need."""
-    return {"num_heads": config.num_heads}
-
-
-def _hint(tensors: Mapping[str, Tensor]) -> str:
-    """Say which of our models has the sizes of a ViT's tensors under our names, or ""."""
-    kernel, depth = tensors.get("patch_embed.proj.weight"), 0
-    if kernel is None or kernel.ndim != 4:
-        return ""
-    while f"blocks.{depth}.norm1.weight" in tensors:
-        depth += 1
-    width, patch = kernel.shape[0], kernel.shape[-1]
-    distilled = "dist_token" in tensors
-    names = [
-        n
-        for n, c in variants().items()
-        if (c.embed_dim, c.depth, c.patch_size) == (width, depth, patch) and ("distilled" in n) == distilled
-    ]
-    sizes = f"the file holds width {width}, depth {depth}, patch {patch}"
-    return f"{sizes}: create {names[0]!r} or set these." if names else f"{sizes}: create the model with these."
-
-
 def _numerics_notes(model: nn.Module, read: Source) -> list[str]:
-    """Say where the weights were made with another epsilon or GELU than the model computes with."""
-    if read.card is None:
-        return []
-    own = _config(model).numerics
+    """Say where the weights were made with other numerics than the model computes with; resizing is no part of that."""
+    own = getattr(_config(model), "numerics", None)
+    made = {} if read.card is None or own is None else read.card.numerics
     return [
         f"the weights were made with {name}={value}, the model computes with {getattr(own, name)}"
-        for name, value in read.card.numerics.items()
-        if hasattr(own, name) and name in ("norm_eps", "gelu") and getattr(own, name) != value
+        for name, value in made.items()
+        if hasattr(own, name) and not name.endswith("_resize") and getattr(own, name) != value
     ]
 
 
@@ -180,19 +155,10 @@ def export_weights(model: nn.Module, layout: str) -> dict[str, Tensor]:
     known = layouts(config)
     if layout not in known:
         raise UsageError(f"unknown layout {layout!r}.{did_you_mean(layout, known)} Known: {', '.join(known)}.")
-    tensors = {k: v.detach() for k, v in fit.fit_for_export(model, layout).items()}
-    candidates = [t for t in tables_for(config) if t.layout == layout]
-    table = min(candidates, key=lambda t: _misfit(t, tensors, config))
-    return convert.to_theirs(table, tensors, numbers_of(config))
-
-
-def _misfit(table: convert.Table, tensors: Mapping[str, Tensor], config: Any) -> tuple[int, bool, bool]:
-    """Order tables by how much of the model they cannot express, then by convention."""
-    made = convert.plan(table, tensors)
-    headless = config.num_classes == 0
-    names_head = any(e.ours.startswith("head.") for e in table.entries)
-    new_style = config.pos_embed == "learn_patches" or config.global_pool != "token"
-    return len(made.unmapped), headless == names_head, new_style != ("big_vision" in table.title)
+    family = family_of(config)
+    tensors = {k: v.detach() for k, v in family.for_export(model, layout).items()}
+    table = family.table_for_export([t for t in tables_for(config) if t.layout == layout], tensors, config)
+    return convert.to_theirs(table, tensors, family.numbers(config))
 
 
 def load_pretrained(model: nn.Module, name: str, source: str | Path | bool, *, new_head: bool) -> LoadReport:

@@ -9,15 +9,18 @@ import yaml
 from vitrail.classes import ClassMap
 
 from .cards import Card
+from .families import family_of
 
 
 def model_card(card: Card, config: Any, classes: ClassMap | None) -> str:
     """Return the text of README.md."""
+    family = family_of(config)
+    for_timm = family.stored_layout == "timm"
     front: dict[str, Any] = {
         "license": card.licence or "unknown",
         "library_name": "vitrail",
         "pipeline_tag": "image-classification" if config.num_classes else "image-feature-extraction",
-        "tags": ["vitrail", "timm", "vision-transformer"],
+        "tags": ["vitrail", *(["timm"] if for_timm else []), "vision-transformer"],
     }
     if card.hub_id:
         front["base_model"] = card.hub_id
@@ -28,8 +31,7 @@ def model_card(card: Card, config: Any, classes: ClassMap | None) -> str:
         "---",
         f"# {name}",
         "",
-        f"- Architecture: width {config.embed_dim}, depth {config.depth}, {config.num_heads} heads,"
-        f" patch {config.patch_size}, made for {config.img_size[0]} x {config.img_size[1]} pixels",
+        f"- Architecture: {family.describe(config)}",
         f"- Classes: {config.num_classes}" + (f" ({classes.summary()})" if classes else ""),
         f"- Images: {card.input_size[0]} x {card.input_size[1]}, {card.interpolation}, {card.crop_mode}"
         f" (crop_pct {card.crop_pct:g}), mean {list(card.mean)}, std {list(card.std)}",
@@ -45,7 +47,7 @@ def model_card(card: Card, config: Any, classes: ClassMap | None) -> str:
         'predictor("image.jpg")',
         "```",
         "",
-        'timm reads it too: `timm.create_model("local-dir:path/to/this/folder", pretrained=True)`.',
-        "",
     ]
+    if for_timm:
+        lines += ['timm reads it too: `timm.create_model("local-dir:path/to/this/folder", pretrained=True)`.', ""]
     return "\n".join(lines)

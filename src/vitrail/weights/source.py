@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -31,14 +31,14 @@ class Source:
         tensors: name in the file -> tensor.
         origin: how messages name the source.
         card: what is known about the weights.
-        grid: the position grid the file was made for, if known.
+        config: our config of the model the file was made with, if known.
         notes: sentences to show to the user.
     """
 
     tensors: Mapping[str, Tensor]
     origin: str
     card: Card | None = None
-    grid: tuple[int, int] | None = None
+    config: Any = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -113,6 +113,4 @@ def _read_file(path: Path) -> Source:
 
 def from_folder(folder: Folder, origin: str) -> Source:
     """Read the weights of an opened folder."""
-    config = folder.config
-    grid = (config.img_size[0] // config.patch_size, config.img_size[1] // config.patch_size)
-    return Source(folder.tensors(), origin, folder.card, grid, list(folder.notes))
+    return Source(folder.tensors(), origin, folder.card, folder.config, list(folder.notes))

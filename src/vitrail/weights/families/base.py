@@ -33,7 +33,7 @@ class Family:
     model_types: tuple[str, ...] = ()
     stored_layout: str = "timm"
     first_conv: str = "patch_embed.proj"
-    classifier: str | list[str] = "head"
+    classifier: str | tuple[str, ...] = "head"
     fixed_input_size: bool = True
 
     def cards(self) -> list[Card]:
@@ -48,6 +48,11 @@ class Family:
         """Return what a card says of the numerics of a model: its ``numerics``, without the initial weights."""
         own = getattr(config, "numerics", None)
         return {} if own is None else {k: v for k, v in asdict(own).items() if k != "init"}
+
+    def describe(self, config: Any) -> str:
+        """Return the architecture in words: "width 192, depth 12, 3 heads, patch 16, made for 224 x 224 pixels"."""
+        said = [text.format(_dashed(getattr(config, key))) for key, text in _WORDS.items() if hasattr(config, key)]
+        return ", ".join([*said, f"made for {config.img_size[0]} x {config.img_size[1]} pixels"])
 
     def num_features(self, model: Any) -> int:
         """Return the width of the last feature map."""
@@ -120,6 +125,22 @@ class Family:
     def to_transformers(self, config: Any, names: list[str] | None) -> dict[str, Any]:
         """Return transformers' ``config.json`` of a model that ``export_weights`` can write in that layout."""
         _none_in_transformers(config)
+
+
+_WORDS = {  # fields of configs, in the order in which they are told
+    "layers": "layers {}",
+    "embed_dim": "width {}",
+    "embed_dims": "widths {}",
+    "depth": "depth {}",
+    "depths": "depths {}",
+    "num_heads": "{} heads",
+    "patch_size": "patch {}",
+    "window_size": "window {}",
+}
+
+
+def _dashed(value: Any) -> str:
+    return "-".join(str(v) for v in value) if isinstance(value, tuple | list) else str(value)
 
 
 def _none_in_transformers(config: Any) -> NoReturn:
