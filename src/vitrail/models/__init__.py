@@ -92,16 +92,19 @@ def create_model(name: str, pretrained: str | Path | bool | None = None, **overr
 
 
 def configure(config: Any, overrides: Mapping[str, Any]) -> Any:
-    """Return ``config`` with the fields in ``overrides`` replaced; an int ``img_size`` becomes a square."""
+    """Return ``config`` with the fields in ``overrides`` replaced; an int ``img_size`` becomes a square.
+
+    A mapping for a field that is itself a group of fields (``numerics``, ``form``) replaces those it names.
+    """
     fields = [f.name for f in dataclasses.fields(config)]
     require_known(overrides, fields, "model keyword")
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}  # JSON has lists only
     if "img_size" in changes:
         changes["img_size"] = as_size(changes["img_size"])
-    if isinstance(changes.get("numerics"), Mapping):
-        known = [f.name for f in dataclasses.fields(config.numerics)]
-        require_known(changes["numerics"], known, "numerics keyword")
-        changes["numerics"] = dataclasses.replace(config.numerics, **changes["numerics"])
+    for name, value in changes.items():
+        own = getattr(config, name)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(own):
+            changes[name] = configure(own, value)
     try:
         return dataclasses.replace(config, **changes)
     except ValueError as error:

@@ -127,6 +127,7 @@ class Attention(nn.Module):
         dim: width C of the tokens.
         num_heads: number of heads H; must divide ``inner_dim``.
         inner_dim: width of all heads together; default ``dim``.
+        out_dim: width of the result; default ``dim``.
         qkv_bias: whether the projections of q, k and v have a bias.
         attn_drop: dropout on the attention weights.
         proj_drop: dropout after the output projection.
@@ -144,6 +145,7 @@ class Attention(nn.Module):
         num_heads: int,
         *,
         inner_dim: int | None = None,
+        out_dim: int | None = None,
         qkv_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
@@ -157,7 +159,7 @@ class Attention(nn.Module):
         self.attn_drop = attn_drop
         self.tape = None
         self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
-        self.proj = nn.Linear(inner, dim)
+        self.proj = nn.Linear(inner, dim if out_dim is None else out_dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(
@@ -171,7 +173,7 @@ class Attention(nn.Module):
         causal: bool = False,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Attend from ``x`` (B, N, C) to itself or to ``context`` (B, M, C); returns (B, N, C).
+        """Attend from ``x`` (B, N, C) to itself or to ``context`` (B, M, C); returns (B, N, C), or (B, N, out_dim).
 
         Args:
             x: tokens the queries are made of.

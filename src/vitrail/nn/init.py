@@ -4,6 +4,11 @@
 patch projection, positions N(0, 0.02), class token and head zero (Dosovitskiy et al. 2021, arXiv 2010.11929).
 ``trunc_normal``: DeiT's and timm's: matrices and tables from a normal of 0.02, truncated at two units; biases zero
 (Touvron et al. 2021, arXiv 2012.12877).
+``pvt_v2``: the same, and convolutions N(0, 2 / fan-out), fan-out divided by the groups (the code of Wang et al. 2022,
+arXiv 2106.13797).
+``coatnet``: Xavier-uniform matrices, convolutions N(0, 2 / fan-out) as EfficientNet's (Tan and Le 2019, arXiv
+1905.11946), biases zero.
+Tables of relative positions come as N(0, 0.02) whatever the scheme.
 """
 
 from __future__ import annotations
@@ -109,4 +114,35 @@ def _trunc_normal(model: nn.Module) -> None:
     _fill_free(model, dict(small))
 
 
-SCHEMES: dict[str, Callable[[nn.Module], None]] = {"jax": _jax, "trunc_normal": _trunc_normal}
+def _convolutions_by_fan_out(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
+            nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def _pvt_v2(model: nn.Module) -> None:
+    _trunc_normal(model)
+    _convolutions_by_fan_out(model)
+
+
+@torch.no_grad()
+def _coatnet(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    _split_qkv_xavier(model)
+    _convolutions_by_fan_out(model)
+
+
+SCHEMES: dict[str, Callable[[nn.Module], None]] = {
+    "coatnet": _coatnet,
+    "jax": _jax,
+    "pvt_v2": _pvt_v2,
+    "trunc_normal": _trunc_normal,
+}

@@ -1,6 +1,7 @@
 """Normalisation over channels.
 
-Token models use :class:`torch.nn.LayerNorm` as it is; feature maps need the same over their second dimension.
+Token models use :class:`torch.nn.LayerNorm` as it is; feature maps need the same over their second dimension. What a
+batch norm comes to in evaluation is read off here too.
 
 B batch, C channels, (h, w) grid.
 """
@@ -22,3 +23,11 @@ class LayerNorm2d(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return the (scale, shift), each (C,), that a batch norm applies in evaluation."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("expected a batch norm with running statistics")
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale

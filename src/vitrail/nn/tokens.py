@@ -42,6 +42,11 @@ def as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)
 
 
+def as_tokens(x: Tensor) -> Tensor:
+    """Map (B, C, h, w) -> tokens (B, h·w, C) in raster order; no copy if the map is in channels-last memory."""
+    return x.flatten(2).transpose(1, 2)
+
+
 class AttentionPool(nn.Module):
     """MAP: one learned query attends all tokens, then passes a residual feed-forward network.
 
