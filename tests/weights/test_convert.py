@@ -10,13 +10,16 @@ from vitrail.weights.convert import (
     CONCAT,
     HWIO,
     Q_KV,
+    SQUEEZE_1X1,
     TRANSPOSE,
     Entry,
     Table,
     account,
+    batch_norm,
     detect,
     excuse_head,
     module,
+    own_table,
     plan,
     require_complete,
     require_finite,
@@ -73,6 +76,69 @@ def test_unequal_parts():
     q, kv = Q_KV.to_theirs(t, 2, {})
     assert q.tolist() == [0, 1, 2]
     assert torch.equal(Q_KV.to_ours([q, kv], {}), t)
+
+
+STAGED = Table(
+    "staged",
+    "a library of stages",
+    (
+        *module("stages.{i}.blocks.{j}.fc", "layer{i+1}/unit{j+1:02}/fc"),
+        Entry("stages.{i}.blocks.{j}.mlp.0.weight", ("layer{i+1}/unit{j+1:02}/conv",), SQUEEZE_1X1),
+        *module("stages.0.down", "stem"),
+        *module("stages.{i}.down", "down{i-1}"),
+        *batch_norm("norms.{i}", "bn{i}"),
+    ),
+)
+
+
+def staged():
+    names = [f"stages.{i}.blocks.{j}.{part}" for i in range(2) for j in range(12) for part in ("fc.weight", "fc.bias")]
+    names += [f"stages.{i}.blocks.{j}.mlp.0.weight" for i in range(2) for j in range(12)]
+    names += [f"stages.{i}.down.{kind}" for i in range(3) for kind in ("weight", "bias")]
+    names += [f"norms.1.{kind}" for kind in ("weight", "bias", "running_mean", "running_var")]
+    return {name: torch.full((3, 2) if name.endswith("weight") else (3,), float(k)) for k, name in enumerate(names)}
+
+
+def test_two_numbers_with_offsets_and_widths():
+    mine = staged()
+    theirs = to_theirs(STAGED, mine, {})
+    assert torch.equal(theirs["layer2/unit12/fc.bias"], mine["stages.1.blocks.11.fc.bias"])
+    assert torch.equal(theirs["layer1/unit03/fc.weight"], mine["stages.0.blocks.2.fc.weight"])
+    assert theirs["layer1/unit01/conv"].shape == (3, 2, 1, 1)
+    assert torch.equal(theirs["stem.bias"], mine["stages.0.down.bias"])  # a number spelt out comes before {i}
+    assert torch.equal(theirs["down1.bias"], mine["stages.2.down.bias"])
+    back = to_ours(account(plan(STAGED, mine), theirs), theirs, {})
+    assert back.keys() == mine.keys()
+    assert all(torch.equal(back[k], mine[k]) for k in mine)
+
+
+def test_a_kernel_that_is_not_1x1_is_not_squeezed_away():
+    assert SQUEEZE_1X1.to_ours([torch.ones(3, 2, 3, 3)], {}).shape == (3, 2, 3, 3)
+
+
+def test_counters_of_batch_norms_are_in_no_account():
+    """Neither asked of a file nor unexpected in one; zeros where the other library expects them."""
+    mine = staged()
+    theirs = to_theirs(STAGED, mine | {"norms.1.num_batches_tracked": torch.tensor(7)}, {})
+    assert theirs["bn1.num_batches_tracked"].dtype == torch.int64
+    assert theirs["bn1.num_batches_tracked"] == 0
+    for file in (theirs, {k: v for k, v in theirs.items() if "tracked" not in k}):
+        found = account(plan(STAGED, [*mine, "norms.1.num_batches_tracked"]), file)
+        assert (found.faults, found.ignored) == (0, [])
+
+
+def test_our_own_table_names_everything_once():
+    mine = staged()
+    table = own_table([*STAGED.entries, *STAGED.entries])
+    assert to_theirs(table, mine, {}).keys() == mine.keys() | {"norms.1.num_batches_tracked"}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("a.{i}", "b.{j}"), ("a.{i}.{j}", "b.{i}"), ("a.{i}.{j}", "b"), ("a.{i+1}", "b.{i}")]
+)
+def test_numbers_that_do_not_fit_are_refused_at_once(ours, theirs):
+    with pytest.raises(ValueError, match="numbers of"):
+        Entry(ours, (theirs,))
 
 
 def test_missing_and_unexpected_are_named():

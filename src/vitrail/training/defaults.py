@@ -265,9 +265,8 @@ def _width(recipe: Recipe, facts: Facts) -> int:
     from vitrail.models import config_of
 
     name = preset_for(facts).model if recipe.model.name == "auto" else recipe.model.name
-    if "embed_dim" in recipe.model.options or name.startswith("hf-hub:"):
-        return int(recipe.model.options.get("embed_dim", NARROW + 1))
-    return int(config_of(name).embed_dim)
+    own = None if name.startswith("hf-hub:") else getattr(config_of(name), "embed_dim", None)
+    return int(recipe.model.options.get("embed_dim", own or NARROW + 1))  # a pyramid without one width is wide
 
 
 def sentences(made: list[Decision]) -> list[str]:
