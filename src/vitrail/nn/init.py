@@ -19,6 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .bottleneck import BasicBlock, Bottleneck
 from .feedforward import FeedForward
 
 
@@ -140,9 +141,29 @@ def _coatnet(model: nn.Module) -> None:
     _convolutions_by_fan_out(model)
 
 
+@torch.no_grad()
+def _resnet(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, BasicBlock | Bottleneck) and isinstance(module.last_norm.weight, nn.Parameter):
+            nn.init.zeros_(module.last_norm.weight)
+
+
+@torch.no_grad()
+def _bit(model: nn.Module) -> None:
+    _resnet(model)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name == "head":
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
 SCHEMES: dict[str, Callable[[nn.Module], None]] = {
+    "bit": _bit,
     "coatnet": _coatnet,
     "jax": _jax,
     "pvt_v2": _pvt_v2,
+    "resnet": _resnet,
     "trunc_normal": _trunc_normal,
 }
