@@ -2,30 +2,38 @@
 
 from .attention import Attention, attend
 from .cache import KVCache
-from .feedforward import FeedForward
+from .feedforward import ConvFeedForward, FeedForward
 from .init import initialise
 from .norms import LayerNorm2d
-from .patches import PatchEmbed
+from .patches import OverlapPatchEmbed, PatchEmbed, SquareEmbed, project_squares
 from .positions import resize_positions, sincos_1d, sincos_2d
+from .reduction import PooledReduction, ReducedBlock, StridedReduction
 from .residual import DropPath, LayerScale, PreNormBlock, drop_path_rates
 from .tokens import AttentionPool, Features, as_map, prepend
 
 __all__ = [
     "Attention",
     "AttentionPool",
+    "ConvFeedForward",
     "DropPath",
     "Features",
     "FeedForward",
     "KVCache",
     "LayerNorm2d",
     "LayerScale",
+    "OverlapPatchEmbed",
     "PatchEmbed",
+    "PooledReduction",
     "PreNormBlock",
+    "ReducedBlock",
+    "SquareEmbed",
+    "StridedReduction",
     "as_map",
     "attend",
     "drop_path_rates",
     "initialise",
     "prepend",
+    "project_squares",
     "resize_positions",
     "sincos_1d",
     "sincos_2d",

@@ -1,8 +1,9 @@
-"""The position-wise feed-forward network.
+"""The feed-forward network: position-wise, and with a convolution between its two layers.
 
-Source: Vaswani et al. 2017, arXiv 1706.03762, section 3.3; GELU: Hendrycks and Gimpel, arXiv 1606.08415.
+Sources: Vaswani et al. 2017, arXiv 1706.03762, section 3.3; GELU: Hendrycks and Gimpel, arXiv 1606.08415; Wang et al.
+2022, arXiv 2106.13797, section 3.3 (the convolution: PVT v2).
 
-B batch, N tokens, C width.
+B batch, N tokens, C width, (h, w) grid.
 """
 
 from __future__ import annotations
@@ -35,5 +36,31 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         hidden = self.drop(F.gelu(self.fc1(x), approximate=self.approximate))
+        out: Tensor = self.drop(self.fc2(hidden))
+        return out
+
+
+class ConvFeedForward(nn.Module):
+    """Linear, depthwise 3 x 3 convolution, GELU, Linear: the zeros around the map tell tokens where they are.
+
+    Args:
+        dim: width C of the tokens.
+        hidden_dim: width of the hidden layer.
+        relu: whether a ReLU stands before the convolution (the linear variant of PVT v2).
+        drop: dropout after the GELU and after the last layer.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, *, relu: bool = False, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.relu = nn.ReLU() if relu else nn.Identity()
+        self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens on their grid (B, h, w, C) -> (B, h, w, C)."""
+        hidden = self.relu(self.fc1(x)).permute(0, 3, 1, 2)  # a channels-last map: no copy
+        hidden = self.drop(F.gelu(self.dwconv(hidden).permute(0, 2, 3, 1)))
         out: Tensor = self.drop(self.fc2(hidden))
         return out

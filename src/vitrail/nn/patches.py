@@ -43,3 +43,68 @@ class PatchEmbed(nn.Module):
         pixels = images[:, :, : h * p, : w * p].reshape(b, chans, h, p, w, p)
         rows = pixels.permute(0, 2, 4, 1, 3, 5).reshape(b, h * w, chans * p * p)
         return F.linear(rows, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class SquareEmbed(nn.Module):
+    """Project non-overlapping squares of tokens to one token each, and norm them.
+
+    Source: Wang et al. 2021, arXiv 2102.12122, section 3.2 (PVT: images, and the maps between stages).
+
+    Args:
+        patch_size: side p of a square.
+        in_chans: width I of what comes in.
+        embed_dim: width C of a token.
+        eps: epsilon of the norm.
+    """
+
+    def __init__(self, patch_size: int, in_chans: int, embed_dim: int, *, eps: float) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(embed_dim, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pixels or tokens on their grid (B, H, W, I) -> (B, h, w, C); see :func:`project_squares`."""
+        out: Tensor = self.norm(project_squares(x, self.proj.weight, self.proj.bias))
+        return out
+
+
+class OverlapPatchEmbed(nn.Module):
+    """Project overlapping squares to tokens and norm them: a strided convolution padded by half its kernel.
+
+    Source: Wang et al. 2022, arXiv 2106.13797, section 3.2 (PVT v2).
+
+    Args:
+        patch_size: side of a square, odd.
+        stride: step between two squares; a side of n holds ``ceil(n / stride)`` of them.
+        in_chans: width I of what comes in.
+        embed_dim: width C of a token.
+        eps: epsilon of the norm.
+    """
+
+    def __init__(self, patch_size: int, stride: int, in_chans: int, embed_dim: int, *, eps: float) -> None:
+        super().__init__()
+        if patch_size % 2 == 0:
+            raise ValueError(f"expected an odd patch size, whose squares have a middle, got {patch_size}")
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=stride, padding=patch_size // 2)
+        self.norm = nn.LayerNorm(embed_dim, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pixels or tokens on their grid (B, H, W, I) -> (B, h, w, C)."""
+        out: Tensor = self.norm(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return out
+
+
+def project_squares(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Tokens on their grid (B, h, w, C) -> (B, h // p, w // p, O): each square of p x p tokens becomes one.
+
+    The convolution with kernel = stride = p and ``weight`` (O, C, p, p), computed as the matrix product it is. Tokens
+    that do not fill a square are dropped; a grid smaller than one square is filled up with zeros at its right and
+    bottom.
+    """
+    p = weight.shape[-1]
+    if x.shape[1] < p or x.shape[2] < p:
+        x = F.pad(x, (0, 0, 0, max(p - x.shape[2], 0), 0, max(p - x.shape[1], 0)))
+    b, h, w, c = x.shape
+    h, w = h // p, w // p
+    squares = x[:, : h * p, : w * p].reshape(b, h, p, w, p, c).transpose(2, 3).reshape(b, h, w, p * p * c)
+    return F.linear(squares, weight.permute(0, 2, 3, 1).flatten(1), bias)
