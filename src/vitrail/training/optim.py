@@ -4,8 +4,9 @@ No decay on biases, norms, position tables and learned tokens: the groups of ViT
 
 The optimiser, the moving average and the checkpoints see only the masters. A float32 model's parameters are views of
 them. A bf16 model's parameters are views of bf16 copies, written back after each update (mixed precision training,
-Micikevicius et al. 2018, arXiv 1710.03740, section 3.1). Gradients of a step's pieces are summed in float32 whatever
-the model's type.
+Micikevicius et al. 2018, arXiv 1710.03740, section 3.1). Batch norms stay in float32 in such a model, statistics and
+all: a running mean that moves by a hundredth of itself would stand still in bf16. Gradients of a step's pieces are
+summed in float32 whatever the model's type.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from .rules import AdamW, Muon, Rule
 
 UNDECAYED = ("pos_embed", "cls_token", "dist_token", "latent", "gamma", "table")  # by the last part of the name
 
+DECAYED = ("matrices", "decayed")
+
 
 def decays(name: str, parameter: Tensor) -> bool:
     """Tell whether weight decay applies: not to vectors, tables of positions, learned tokens or LayerScale."""
@@ -27,14 +30,38 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 
 def split(model: nn.Module, optimizer: str) -> dict[str, dict[str, nn.Parameter]]:
-    """Return the trained parameters by kind: ``matrices`` (Muon's, if it is the optimiser), ``decayed``, ``plain``."""
-    groups: dict[str, dict[str, nn.Parameter]] = {"matrices": {}, "decayed": {}, "plain": {}}
+    """Return the trained parameters by kind.
+
+    ``matrices`` (Muon's, if it is the optimiser: linear layers but the head, and convolutions that mix channels),
+    ``decayed``, ``plain``, and ``batch_norms``, which are not decayed either.
+    """
+    groups: dict[str, dict[str, nn.Parameter]] = {"matrices": {}, "decayed": {}, "plain": {}, "batch_norms": {}}
+    exact = {id(p) for norm in batch_norms(model) for p in norm.parameters()}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            hidden = parameter.ndim == 2 and not name.startswith("head")
-            kind = "matrices" if optimizer == "muon" and hidden else "decayed"
-            groups[kind if decays(name, parameter) else "plain"][name] = parameter
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in exact:
+            kind = "batch_norms"
+        elif not decays(name, parameter):
+            kind = "plain"
+        else:
+            mixes = parameter.ndim in (2, 4) and parameter.shape[1] > 1 and not name.startswith("head")
+            kind = "matrices" if optimizer == "muon" and mixes else "decayed"
+        groups[kind][name] = parameter
     return {kind: group for kind, group in groups.items() if group}
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Return the layers that keep running statistics of their batches."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def to_type(model: nn.Module, dtype: torch.dtype) -> None:
+    """Move ``model`` to ``dtype``, in place; its batch norms keep float32, to the last bit."""
+    exact = [(norm, {n: t.clone() for n, t in norm.state_dict().items()}) for norm in batch_norms(model)]
+    model.to(dtype)
+    for norm, state in exact:
+        norm.float().load_state_dict(state)
 
 
 class Masters:
@@ -53,15 +80,15 @@ class Masters:
         for weight in self.weights:
             weight.grad = torch.zeros_like(weight)
         self._grad_views = [list(f.views(_grad(w)).values()) for f, w in zip(self.flats, self.weights, strict=True)]
-        model.to(dtype)
-        same = dtype == torch.float32
-        self._working = [f.buffer if same else f.buffer.to(dtype) for f in self.flats]
+        to_type(model, dtype)
+        kept = [dtype == torch.float32 or kind == "batch_norms" for kind in groups]
+        self._working = [f.buffer if same else f.buffer.to(dtype) for f, same in zip(self.flats, kept, strict=True)]
         self.attach(model, self._working)
         self.updates = 0
         """Updates made so far: steps that were skipped do not count."""
         self.rules: list[Rule] = [
             (Muon if kind == "matrices" else AdamW)(
-                flat, weight, settings, 0.0 if kind == "plain" else settings.weight_decay
+                flat, weight, settings, settings.weight_decay if kind in DECAYED else 0.0
             )
             for kind, flat, weight in zip(groups, self.flats, self.weights, strict=True)
         ]

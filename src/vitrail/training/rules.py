@@ -58,7 +58,10 @@ class AdamW:
 
 
 class Muon:
-    """Muon on each matrix of the buffer; the rows of q, k and v in a fused projection are three matrices."""
+    """Muon on each matrix of the buffer.
+
+    The rows of q, k and v in a fused projection are three matrices; a convolution's kernel is one of (out, in · k · k).
+    """
 
     def __init__(self, flat: Flat, weight: nn.Parameter, settings: Any, decay: float) -> None:
         assert weight.grad is not None, "masters always hold a gradient buffer"
@@ -70,7 +73,7 @@ class Muon:
         for name in flat.places:
             parts = 3 if name.endswith("qkv.weight") else 1
             for value, gradient, average in zip(
-                *(views[name].chunk(parts) for views in (values, gradients, averages)), strict=True
+                *(views[name].flatten(1).chunk(parts) for views in (values, gradients, averages)), strict=True
             ):
                 matrix = nn.Parameter(value)
                 matrix.grad = gradient

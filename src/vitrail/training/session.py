@@ -88,7 +88,7 @@ class Session:
         self.shown = copy.deepcopy(self.model)  # what is evaluated and saved: float32, its weights views of the average
         dtype = dtype_of(t.precision)
         self.masters = Masters(self.model, recipe.optim, dtype)
-        self.ema = Ema(self.masters, t.ema_decay) if t.ema_decay is not None else None
+        self.ema = Ema(self.masters, t.ema_decay, learned_buffers(self.model)) if t.ema_decay is not None else None
         weights = self.ema.buffers if self.ema is not None else [w.detach() for w in self.masters.weights]
         self.masters.attach(self.shown, weights)
         if dtype != torch.float32:
@@ -224,7 +224,7 @@ class Session:
             raise
 
     def _share_buffers(self) -> None:
-        own = learned_buffers(self.model)
+        own = learned_buffers(self.model) if self.ema is None else self.ema.statistics
         for name, buffer in learned_buffers(self.shown).items():
             buffer.copy_(own[name])
 
@@ -239,9 +239,8 @@ class Session:
         kinds = {k: [t.to("cpu", copy=True) for t in buffers] for k, buffers in self._buffers().items()}
         files = {kind: self.masters.named(buffers) for kind, buffers in kinds.items()}
         files["optimizer"] = {n: t.to("cpu", copy=True) for n, t in self.masters.moments().items()}
-        buffers = {n: b.detach().to("cpu", copy=True) for n, b in learned_buffers(self.model).items()}
-        if buffers:
-            files["buffers"] = buffers
+        for kind, statistics in self._statistics().items():
+            files[kind] = {n: b.detach().to("cpu", copy=True) for n, b in statistics.items()}
         state = {"run": self.state.to_json(), "updates": self.masters.updates, "identity": self.identity.to_json()}
         return Snapshot(self.state.step, files, copy.deepcopy(state))
 
@@ -249,13 +248,20 @@ class Session:
         found = {"model": [w.detach() for w in self.masters.weights]}
         return found if self.ema is None else {**found, "ema": self.ema.buffers}
 
+    def _statistics(self) -> dict[str, dict[str, Tensor]]:
+        found = {"buffers": learned_buffers(self.model)}
+        if self.ema is not None:
+            found["ema_buffers"] = self.ema.statistics
+        return {kind: statistics for kind, statistics in found.items() if statistics}
+
     @torch.no_grad()
     def restore(self, saved: Snapshot) -> None:
         """Set weights, averages, optimiser and state to those of a checkpoint."""
         for kind, buffers in self._buffers().items():
             _fill(self.masters.named(buffers), saved.tensors[kind])
         _fill(self.masters.moments(), saved.tensors["optimizer"])
-        _fill(learned_buffers(self.model), saved.tensors.get("buffers", {}))
+        for kind, statistics in self._statistics().items():
+            _fill(statistics, saved.tensors.get(kind, {}))
         self.masters.set_updates(int(saved.state["updates"]))
         self.masters.write_back()
         self.state = State(**saved.state["run"])
