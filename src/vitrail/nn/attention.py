@@ -110,7 +110,9 @@ def _weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float | None) -> 
     if mask is None:
         return scores.softmax(-1)
     scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    dead = (scores == float("-inf")).all(-1, keepdim=True)
+    dead = (~mask if mask.dtype == torch.bool else mask == float("-inf")).all(-1, keepdim=True)
+    if not torch.compiler.is_compiling() and not bool(dead.any()):
+        return scores.softmax(-1)  # two passes over the weights less
     return scores.masked_fill(dead, 0.0).softmax(-1).masked_fill(dead, 0.0)
 
 
