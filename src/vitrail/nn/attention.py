@@ -2,7 +2,7 @@
 
 Source: Vaswani et al. 2017, arXiv 1706.03762, section 3.2 (equation 1, multi-head attention).
 
-B batch, N queries, M keys, C width, H heads, D width of one head.
+B batch, W windows, N queries, M keys, C width, H heads, D width of one head.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from .cache import KVCache
 
 MOST_WEIGHTS = 2**27  # weights of one call that may be held for speed: 256 MiB in bf16
+SHORT = 144  # tokens up to which the fused kernel reads views as fast as it would copies
 
 Bias = Tensor | Callable[[Tensor], Tensor]
 
@@ -35,10 +36,10 @@ def attend(
     """Return ``softmax(q kᵀ · scale + bias) v``: the only caller of the fused kernel in Vitrail.
 
     Args:
-        q: queries (B, H, N, D).
+        q: queries (B, H, N, D), or (B, W, H, N, D) in windows; so with all that follows.
         k: keys (B, H, M, D).
         v: values (B, H, M, D).
-        bias: added to the scores before the softmax; broadcasts to (B, H, N, M).
+        bias: added to the scores before the softmax; broadcasts to (B, H, N, M), in windows from five dimensions.
         keep: bool, True where a key may be attended: (B, M), (B, N, M) or broadcasting to (B, H, N, M).
         causal: a query sees its own key and earlier ones. The last query is aligned with the last key, so that
             N new queries may follow M - N cached keys.
@@ -52,8 +53,9 @@ def attend(
     Raises:
         ValueError: ``causal`` with more queries than keys, or a ``keep`` that is not bool.
     """
-    if q.device.type == "cpu" and not torch.compiler.is_compiling():
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # every kernel here is slower on views of one matrix
+    products = tape is not None or _products_are_faster(q, k, bias)
+    if q.device.type == "cpu" and not torch.compiler.is_compiling() and (products or k.shape[-2] > SHORT):
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # the kernels are slower on views of one matrix
     if causal and q.shape[-2] > k.shape[-2]:
         raise ValueError(f"causal attention expected at most {k.shape[-2]} queries (one a key), got {q.shape[-2]}")
     if tape is None and causal and bias is None and keep is None and q.shape[-2] == k.shape[-2]:
@@ -65,8 +67,8 @@ def attend(
     if keep is not None and empty is not None:
         keep = keep | empty  # an empty row attends everywhere and is zeroed below: no kernel ever sees it
         mask = keep if bias is None else bias.masked_fill(~keep, float("-inf"))
-    if tape is None and not _products_are_faster(q, k):
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale)
+    if not products:
+        out = _fused(q, k, v, mask, dropout_p, scale)
     else:
         weights = _weights(q, k, mask, scale)
         if tape is not None:
@@ -75,16 +77,35 @@ def attend(
     return out if empty is None else out.masked_fill(empty, 0.0)
 
 
-def _products_are_faster(q: Tensor, k: Tensor) -> bool:
+def _products_are_faster(q: Tensor, k: Tensor, bias: Tensor | None) -> bool:
     """Whether plain products beat the fused kernel here.
 
     On a CPU in bf16 the fused kernel's backward runs at a few percent of the machine's matrix rate; two products and a
     softmax take a third to two thirds of its time (docs/benchmarks/speed.md), for B·H·N·M weights of memory, which is
-    bounded here. Compiled and exported graphs keep the fused kernel.
+    bounded here. A bias that is learned has no fused backward there at all. Compiled and exported graphs keep the fused
+    kernel.
     """
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or torch.compiler.is_compiling():
+    if q.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= MOST_WEIGHTS
+    learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    return (learned or q.dtype == torch.bfloat16) and q.shape[:-1].numel() * k.shape[-2] <= MOST_WEIGHTS
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float, scale: float | None) -> Tensor:
+    """Call the fused kernel, which knows four dimensions."""
+    if q.ndim == 4:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale)
+    if mask is None or mask.shape[:-3].numel() == 1:  # windows alike: one batch of all
+        flat = None if mask is None else mask.reshape(-1, *mask.shape[-3:])
+        out = _fused(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), flat, dropout_p, scale)
+        return out.unflatten(0, q.shape[:2])
+    if not torch.compiler.is_compiling():  # sample by sample: the masks stay in the cache, and nothing is copied
+        masks = mask.expand(len(q), *mask.shape[1:])
+        samples = [_fused(*parts, dropout_p, scale).transpose(1, 2) for parts in zip(q, k, v, masks, strict=True)]
+        return torch.stack(samples).transpose(2, 3)  # in the memory order of the kernel's own results
+    heads = mask.expand(-1, q.shape[1], q.shape[2], -1, -1).flatten(1, 2)  # windows as heads: any batch
+    out = _fused(q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), heads, dropout_p, scale)
+    return out.unflatten(1, q.shape[1:3])
 
 
 def _four_dims(keep: Tensor | None) -> Tensor | None:
@@ -109,10 +130,11 @@ def _weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float | None) -> 
     scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT
     if mask is None:
         return scores.softmax(-1)
-    scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    dead = (~mask if mask.dtype == torch.bool else mask == float("-inf")).all(-1, keepdim=True)
-    if not torch.compiler.is_compiling() and not bool(dead.any()):
-        return scores.softmax(-1)  # two passes over the weights less
+    masked = ~mask if mask.dtype == torch.bool else mask == float("-inf")
+    dead = masked.all(-1, keepdim=True)
+    scores = scores.masked_fill(masked, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    if not torch.compiler.is_compiling() and not bool(dead.any()):  # as a rule: spare the scores two passes
+        return scores.softmax(-1)
     return scores.masked_fill(dead, 0.0).softmax(-1).masked_fill(dead, 0.0)
 
 
@@ -177,6 +199,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend from ``x`` (B, N, C) to itself or to ``context`` (B, M, C); returns (B, N, C), or (B, N, out_dim).
 
+        All of them may have windows as their second dimension, (B, W, N, C), and the bias then too.
+
         Args:
             x: tokens the queries are made of.
             context: tokens the values (and keys) are made of; default ``x``.
@@ -197,7 +221,7 @@ class Attention(nn.Module):
             dropout_p=self.attn_drop if self.training else 0.0,
             tape=self.tape,
         )
-        mixed: Tensor = self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+        mixed: Tensor = self.proj_drop(self.proj(out.transpose(-3, -2).flatten(-2)))
         return mixed
 
     def _project(
@@ -227,5 +251,5 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, N, parts · H · D) -> ``parts`` views (B, H, N, D)."""
-        b, n, _ = x.shape
-        return x.view(b, n, parts, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        heads = x.unflatten(-1, (parts, self.num_heads, -1)).transpose(-4, -2)  # (B, H, parts, N, D)
+        return heads.unbind(-3)
