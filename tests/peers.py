@@ -67,7 +67,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Fill every parameter and saved buffer of a peer with values that keep activations O(1).
 
     Fresh peers hide bugs: zero biases, unit scales and zero heads would let a swapped or dropped tensor pass.
-    Matrices get N(0, 1/fan_in), scales 1 + N(0, 0.2²), everything else N(0, 0.5²).
+    Matrices get N(0, 1/fan_in), scales 1 + N(0, 0.2²), running variances 0.5 to 1.5, everything else N(0, 0.5²).
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -75,6 +75,9 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             if not tensor.is_floating_point():
                 continue
             noise = torch.randn(tensor.shape, generator=generator)
+            if name.endswith("running_var"):
+                tensor.copy_(torch.special.ndtr(noise) + 0.5)
+                continue
             matrix = name.endswith("weight") and tensor.ndim >= 2
             scale = tensor[0].numel() ** -0.5 if matrix else 0.2 if name.endswith(("weight", "gamma")) else 0.5
             offset = 1.0 if name.endswith(("weight", "gamma")) and not matrix else 0.0

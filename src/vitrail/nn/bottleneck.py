@@ -234,11 +234,11 @@ def make_stages(
     conv: MakeConv,
     norm: MakeNorm,
     drop_path_rate: float = 0.0,
-) -> nn.ModuleList:
+) -> nn.Sequential:
     """Return stages of the given depths and widths; the rate of stochastic depth grows over all their blocks."""
     rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
     inputs = (in_chans, *widths)
-    return nn.ModuleList(
+    stages = (
         Stage(
             block,
             inputs[i],
@@ -251,6 +251,19 @@ def make_stages(
         )
         for i, (depth, step) in enumerate(zip(depths, steps, strict=True))
     )
+    return nn.Sequential(*stages)
+
+
+def stage_maps(stages: nn.Sequential, steps: list[Step], x: Tensor) -> dict[int, Tensor]:
+    """Run all stages; return the map of each (B, C, h, w) by its stride to the image: of those of one stride, the last.
+
+    The last map stands last.
+    """
+    maps: dict[int, Tensor] = {}
+    for step, stage in zip(steps, stages, strict=True):
+        x = stage(x)
+        maps[step.reach] = x
+    return maps
 
 
 @dataclass(frozen=True)
