@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 
-from vitrail.cli.models import _cost, _count
-from vitrail.models import config_of, list_models
+from vitrail.cli.models import count
+from vitrail.metrics.cost import cost
+from vitrail.models import build, config_of, list_models
 
 
 def test_the_table_has_every_model_that_matches(vitrail):
@@ -20,13 +21,51 @@ def test_the_table_has_every_model_that_matches(vitrail):
 
 
 @pytest.mark.parametrize(
-    "name", ["vit_small_patch16_224", "deit_tiny_distilled_patch16_224", "vit_base_patch16_map_224"]
+    "name",
+    [
+        "deit_tiny_distilled_patch16_224",
+        "vit_base_patch16_map_224",
+        "resnet34",
+        "resnetv2_50x1_bit",
+        "pvt_small",
+        "pvt_v2_b2_li",
+        "coatnet_0_rw_224",
+        "coatnet_rmlp_nano_rw_224",
+        "coatnet_nano_32",
+    ],
 )
 def test_the_short_way_of_counting_gives_the_true_cost(name):
-    whole = _count(config_of(name))
-    params, gflops = _cost(name)
-    assert params == whole.params
-    assert gflops == pytest.approx(whole.gflops, rel=1e-12)
+    config = config_of(name)
+    whole = cost(lambda: build(config), config.img_size, training=False)
+    assert count(config, config.img_size) == (whole.params, whole.macs)
+
+
+def test_a_table_has_columns_only_where_they_mean_something(vitrail):
+    heads = vitrail("models", "resnet*").out.splitlines()[0].split()
+    assert heads == ["model", "parameters", "GFLOPs", "image", "width", "depth"]
+    assert "3-4-6-3" in vitrail("models", "pvt*").out
+    assert "448 x 448" in vitrail("models", "resnet18", "--img-size", "448").out
+
+
+def test_cost_by_layer(vitrail):
+    ran = vitrail("models", "vit_tiny_patch16_224", "--cost")
+    assert "blocks.0 to 11, each" in ran.out
+    assert "22,658,678,784" in ran.out
+    assert "38,416, 150 KiB" in ran.out
+    assert "that is what it does" in ran.out
+    ran = vitrail("models", "pvt_v2_b0", "--cost", "--img-size", "64x96", "--json")
+    found = ran.json["models"][0]
+    assert found["img_size"] == [64, 96]
+    calls = [call for layer in found["layers"] for call in layer["attention"]]
+    assert sum(call["entries"] for call in calls) == found["attention_entries"] > 0
+    assert found["peak_bytes"] < found["kept_bytes"]
+    assert "attention" not in vitrail("models", "resnet18", "--cost", "--img-size", "32").out.partition("layer ")[0]
+
+
+def test_cost_is_of_one_model(vitrail):
+    ran = vitrail("models", "vit_*", "--cost")
+    assert ran.code == 2
+    assert "one model" in ran.err
 
 
 def test_one_model_in_detail(vitrail):

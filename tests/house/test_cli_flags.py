@@ -14,7 +14,7 @@ FROZEN = {
     "val": "--batch --data --device --help --json --split model",
     "predict": "--batch --csv --device --help --img-size --json --top images model",
     "explain": "--data --device --figures --help --json --method --out --per-head images model",
-    "models": "--help --json pattern",
+    "models": "--cost --help --img-size --json pattern",
     "convert": "--help --json --layout --model --set source target",
     "data": "--help",
     "data check": "--csv --help --json source",

@@ -6,8 +6,19 @@ import pytest
 import torch
 from torch import nn
 
+from vitrail.explain import record
+from vitrail.metrics.complexity import (
+    msa_macs,
+    patch_entries,
+    pixel_entries,
+    pooled_msa_macs,
+    reduced_msa_macs,
+    window_msa_macs,
+)
 from vitrail.metrics.cost import cost
-from vitrail.models import create_model
+from vitrail.models import create_model, variants
+
+SMALL = sorted(n for n in variants() if n.startswith("test_"))
 
 
 # architectures.md section 5 and 8: thousands of millions of multiply-adds at the size given
@@ -44,3 +55,78 @@ def test_a_built_model_is_left_untouched() -> None:
     assert found == cost(lambda: create_model("test_vit"), (24, 40))
     assert model.training
     assert all(torch.equal(v, before[k]) and v.device.type == "cpu" for k, v in model.state_dict().items())
+
+
+def test_the_arithmetic_of_the_lectures() -> None:
+    assert pixel_entries(3, 224, 224) == 22_658_678_784
+    assert patch_entries(224, 224, 16) == 38_416
+    assert round(4 * patch_entries(224, 224, 16) / 1024) == 150
+
+
+def test_global_attention_is_counted_as_its_closed_form() -> None:
+    found = cost(lambda: create_model("vit_small_patch16_gap_224"), (224, 320), training=False)
+    assert {found.macs_of(f"blocks.{i}.attn") for i in range(12)} == {msa_macs(14 * 20, 384)}
+    assert {(call.entries, call.reach) for call in found.attention} == {(6 * patch_entries(224, 320, 16), 1.0)}
+
+
+@pytest.mark.skipif("swin_tiny_patch4_window7_224" not in variants(), reason="no Swin yet")
+def test_windowed_attention_is_counted_as_its_closed_form() -> None:
+    found = cost(lambda: create_model("swin_tiny_patch4_window7_224"), (224, 448), training=False)
+    assert len(found.attention) == 12
+    for call in found.attention:  # windows of 7 fill these maps: 56 x 112, 28 x 56, 14 x 28, 7 x 14
+        assert (call.queries, call.keys, call.dim // call.heads) == (49, 49, 32)
+        assert found.macs_of(call.name) == window_msa_macs(call.tokens, call.dim, 7)
+    first = found.attention[0]
+    assert (first.tokens, first.windows, first.reach) == (56 * 112, 128, 1 / 128)
+
+
+@pytest.mark.parametrize(("name", "stages"), [("pvt_v2_b1", (8, 4, 2, 1)), ("pvt_v2_b2_li", ())])
+def test_reduced_attention_is_counted_as_its_closed_form(name: str, stages: tuple[int, ...]) -> None:
+    found = cost(lambda: create_model(name), (224, 448), training=False)
+    for call in found.attention:
+        block, stage = call.name.rpartition(".attn")[0], int(call.name.split(".")[1])
+        macs = found.macs_of(block) - found.macs_of(f"{block}.mlp")
+        form = (
+            reduced_msa_macs(call.tokens, call.dim, stages[stage]) if stages else pooled_msa_macs(call.tokens, call.dim)
+        )
+        assert macs == form
+
+
+def test_counted_memory_by_hand() -> None:
+    model = nn.Sequential(nn.Linear(10, 100), nn.ReLU(), nn.Linear(100, 10))
+    found = cost(nn.Sequential(nn.Flatten(), model), (2, 5), in_chans=1)
+    assert found.peak == 4 * (100 + 100)  # before and after the ReLU
+    assert found.kept == 4 * (10 + 100)  # the input, and what the ReLU and the second layer share
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_memory_and_attention_are_those_of_a_real_run(name: str) -> None:
+    """What autograd keeps on a CPU, and the shapes that are recorded, are what was counted."""
+    model, image = create_model(name), torch.randn(1, 3, 50, 67)
+    found = cost(model, (50, 67))
+    owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    for part in model.modules():  # what is watched is computed in full
+        part.register_forward_hook(lambda *_: None)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        logits = model(image)
+    assert found.kept == pytest.approx(sum(kept.values()), rel=0.01), logits
+    if found.attention:
+        with record(model.eval()) as recording, torch.no_grad():
+            model(image)
+        shapes = {n: tuple(maps[0].shape) for n, maps in recording.items() if maps}
+        assert shapes == {c.name: (c.windows, c.heads, c.queries, c.keys) for c in found.attention}
+
+
+def test_layers_add_up() -> None:
+    found = cost(lambda: create_model("test_vit"), 32)
+    assert [layer.name for layer in found.layers] == ["", "patch_embed", "blocks.0", "blocks.1", "norm", "head"]
+    assert sum(layer.params for layer in found.layers) == found.params
+    assert sum(layer.macs for layer in found.layers) == found.macs == found.macs_of("") or found.macs_of("") == 0

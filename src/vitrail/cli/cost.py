@@ -1,0 +1,141 @@
+"""`vitrail models NAME --cost`: what one model costs, by layer, and the arithmetic of attention beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .console import say, table
+
+if TYPE_CHECKING:
+    from vitrail.metrics.cost import AttentionCost, Cost, LayerCost
+
+
+def show_cost(name: str, size: tuple[int, int] | None) -> dict[str, Any]:
+    """Print the cost of a model at an image size (None: its own) and return it as data."""
+    from vitrail.metrics.cost import cost
+    from vitrail.models import build, config_of
+
+    config = config_of(name)
+    found = cost(lambda: build(config), size or config.img_size, config.in_chans)
+    height, width = found.img_size
+    say(f"{name}, one image of {height} x {width} in float32 (half the bytes in bf16)")
+    _show_sums(found)
+    say()
+    table(("layer", "parameters", "GFLOPs", "kept", "attention", "entries", "bytes"), _rows(found), right=_RIGHT)
+    if found.attention:
+        _show_arithmetic(found, config.in_chans)
+    return {"name": name, **_data(found)}
+
+
+_RIGHT = ("parameters", "GFLOPs", "kept", "entries", "bytes")
+
+
+def _show_sums(found: Cost) -> None:
+    entries = sum(call.entries for call in found.attention)
+    say(f"  parameters           {found.params:,} ({_bytes(4 * found.params)}; AdamW trains them in four times that)")
+    say(f"  GFLOPs               {found.gflops:.3f}, a multiply and an add as two")
+    say(f"  activations          {_bytes(found.peak)} at most at one time; training keeps {_bytes(found.kept)}")
+    if entries:
+        say(f"  attention matrices   {entries:,} entries, {_bytes(4 * entries)} if they were written out")
+
+
+def _rows(found: Cost) -> list[tuple[str, ...]]:
+    """Return a row a layer; neighbours that cost the same share one."""
+    rows: list[tuple[str, ...]] = []
+    runs: list[list[LayerCost]] = []
+    for layer in found.layers:
+        if runs and _alike(runs[-1][-1], layer):
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    for run in runs:
+        one, entries = run[0], sum(call.entries for call in run[0].attention)
+        name = one.name or f"{one.kind} itself"
+        rows.append(
+            (
+                name if len(run) == 1 else f"{name} to {run[-1].name.rpartition('.')[2]}, each",
+                f"{one.params:,}",
+                f"{2e-9 * one.macs:.3f}",
+                _bytes(one.kept),
+                "; ".join(_shape(call) for call in one.attention),
+                f"{entries:,}" if entries else "",
+                _bytes(4 * entries) if entries else "",
+            )
+        )
+    return rows
+
+
+def _alike(one: LayerCost, other: LayerCost) -> bool:
+    if one.name.rpartition(".")[0] != other.name.rpartition(".")[0] or not one.name.rpartition(".")[2].isdigit():
+        return False
+    shapes = [[_shape(call) for call in layer.attention] for layer in (one, other)]
+    return (one.params, one.macs, one.kept, shapes[0]) == (other.params, other.macs, other.kept, shapes[1])
+
+
+def _shape(call: AttentionCost) -> str:
+    """Return "64 windows x 3 heads x 49 x 49" (queries x keys)."""
+    windows = "" if call.windows == 1 else f"{call.windows} windows x "
+    return f"{windows}{call.heads} heads x {call.queries} x {call.keys}"
+
+
+def _show_arithmetic(found: Cost, channels: int) -> None:
+    from vitrail.metrics.complexity import msa_macs, patch_entries, pixel_entries
+
+    height, width = found.img_size
+    sets: dict[tuple[int, ...], AttentionCost] = {}
+    for call in found.attention:
+        sets.setdefault((call.tokens, call.dim, call.queries, call.keys), call)
+    say("\nThe arithmetic of attention (entries of one matrix; multiply-adds with the projections):")
+    pixels, patches = pixel_entries(channels, height, width), patch_entries(height, width, 16)
+    say(f"  every value of the picture a token: ({channels} x {height} x {width})^2 = {pixels:,}")
+    say(f"  patches of 16 x 16: ({height // 16} x {width // 16})^2 = {patches:,}, {4 * patches / 1024:,.0f} KiB in float32")
+    for call in sets.values():
+        whole = msa_macs(call.tokens, call.dim)
+        own = found.macs_of(call.name)
+        say(
+            f"  {call.name}: hw = {call.tokens}, C = {call.dim}: all to all 4hwC^2 + 2(hw)^2C = {whole / 1e6:,.1f} M;"
+            + (" that is what it does" if own == whole else f" here {own / 1e6:,.1f} M, {_shape(call)}")
+        )
+
+
+def _bytes(count: float) -> str:
+    """Return "150 kB", "23.1 MB": powers of a thousand."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def _data(found: Cost) -> dict[str, Any]:
+    layers = [
+        {
+            "name": layer.name,
+            "kind": layer.kind,
+            "params": layer.params,
+            "macs": layer.macs,
+            "kept_bytes": layer.kept,
+            "attention": [
+                {
+                    "name": call.name,
+                    "windows": call.windows,
+                    "heads": call.heads,
+                    "queries": call.queries,
+                    "keys": call.keys,
+                    "entries": call.entries,
+                    "bytes": call.bytes,
+                }
+                for call in layer.attention
+            ],
+        }
+        for layer in found.layers
+    ]
+    return {
+        "img_size": list(found.img_size),
+        "params": found.params,
+        "gflops": found.gflops,
+        "peak_bytes": found.peak,
+        "kept_bytes": found.kept,
+        "attention_entries": sum(call.entries for call in found.attention),
+        "layers": layers,
+    }
