@@ -294,10 +294,11 @@ class _Attends(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         q, k, v = args[:3]
-        (*sets, heads, n, width), m = q.shape, k.shape[-2]
-        windows = torch.Size(sets).numel()
-        self.rows.note("attention", AttentionCost(self.rows.running[-1], windows, heads, n, m, heads * width))
-        self.rows.note("macs", windows * heads * n * m * (width + v.shape[-1]))
+        n, m, width, matrices = q.shape[-2], k.shape[-2], q.shape[-1], q.shape[:-2].numel()
+        name = self.rows.running[-1]
+        heads = getattr(self.rows.model.get_submodule(name), "num_heads", q.shape[-3])  # windows may come as heads
+        self.rows.note("attention", AttentionCost(name, matrices // heads, heads, n, m, heads * width))
+        self.rows.note("macs", matrices * n * m * (width + v.shape[-1]))
         out: Tensor = _Fused.apply(q, k, v, kwargs.get("attn_mask"))  # type: ignore[no-untyped-call]
         return out
 
