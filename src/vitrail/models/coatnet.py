@@ -9,6 +9,7 @@ B batch, I input channels, H·W pixels, C width, (h, w) map of a stage, N = h ·
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -105,6 +106,19 @@ class CoAtNetConfig:
         """Width of the last stage."""
         return self.widths[-1]
 
+    @property
+    def grids(self) -> list[Grid]:
+        """(h, w) of each stage's map for an image of ``img_size``; a layer that halves an odd side rounds up."""
+        grid, found = _strided(self.img_size, self.stem_stride), []
+        for stride in self.strides:
+            grid = _strided(grid, stride)
+            found.append(grid)
+        return found
+
+
+def _strided(size: Grid, stride: int) -> Grid:
+    return -(-size[0] // stride), -(-size[1] // stride)
+
 
 class RelativeBlock(nn.Module):
     """``x + attn(norm1(x))``, then ``x + mlp(norm2(x))`` on maps; the first part may halve the map and widen it.
@@ -133,15 +147,13 @@ class RelativeBlock(nn.Module):
         drop_path: float,
     ) -> None:
         super().__init__()
-        self.pool: Pool | None = form.pool if stride == 2 else None
+        pool = form.pool if stride == 2 else None
         self.shortcut = (
-            Shortcut(dim, out_dim, pool=self.pool, bias=form.shortcut_bias)
-            if stride == 2 or dim != out_dim
-            else nn.Identity()
+            nn.Identity() if pool is None and dim == out_dim else Shortcut(dim, out_dim, pool, bias=form.shortcut_bias)
         )
         inner = out_dim if form.attn_expand_first else dim
         heads = inner // head_dim
-        self.norm1 = _norm(form, dim)
+        self.norm1 = _norm(form, dim) if pool is None else HalvedNorm(_norm(form, dim), pool)
         self.attn = Attention(dim, heads, inner_dim=inner, out_dim=out_dim, proj_drop=drop)
         self.positions = (
             RelativePositionBias(heads, grid, resize="bilinear")
@@ -158,7 +170,6 @@ class RelativeBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim, h, w) -> (B, out_dim, h, w), or half the height and width, rounded up."""
         normed = self.norm1(x)
-        normed = normed if self.pool is None else halve(normed, self.pool)
         grid = (normed.shape[2], normed.shape[3])
         mixed = self.attn(as_tokens(normed), bias=self.positions(grid))
         tokens = as_tokens(self.shortcut(x)) + self.drop_path1(self.ls1(mixed))
@@ -168,6 +179,18 @@ class RelativeBlock(nn.Module):
 
 def _norm(form: CoAtNetForm, dim: int) -> nn.Module:
     return LayerNorm2d(dim) if form.norm == "layer" else nn.BatchNorm2d(dim, eps=1e-6)
+
+
+class HalvedNorm(nn.Module):
+    """A norm, then pooling that halves the map."""
+
+    def __init__(self, norm: nn.Module, pool: Pool) -> None:
+        super().__init__()
+        self.norm, self.pool = norm, pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, ⌈h/2⌉, ⌈w/2⌉)."""
+        return halve(self.norm(x), self.pool)
 
 
 class Stem(nn.Module):
@@ -198,16 +221,15 @@ class CoAtNet(nn.Module):
         self.config = config
         self.stem = Stem(config)
         rates = iter(drop_path_rates(config.drop_path_rate, sum(config.depths)))
-        grid, dim, stages = _strided(config.img_size, config.stem_stride), config.stem_widths[1], []
-        for kind, width, depth, stride in self._plan():
-            grid = _strided(grid, stride)
+        dim, stages = config.stem_widths[1], []
+        for (kind, width, depth, stride), grid in zip(self._plan(), config.grids, strict=True):
             blocks = []
             for i in range(depth):
                 first = i == 0
                 make = self._conv_block if kind == "C" else self._attention_block
                 blocks.append(make(dim if first else width, width, stride if first else 1, grid, next(rates)))
             dim = width
-            stages.append(nn.Sequential(*blocks))
+            stages.append(nn.Sequential(OrderedDict(blocks=nn.Sequential(*blocks))))
         self.stages = nn.ModuleList(stages)
         self.norm = _norm(config.form, dim)
         self._add_head()
@@ -286,11 +308,6 @@ def _run(stage: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-def _strided(size: Grid, stride: int) -> Grid:
-    """Return the (h, w) that a layer of this stride makes of ``size``: a partial step counts."""
-    return -(-size[0] // stride), -(-size[1] // stride)
-
-
 def paper(depths: tuple[int, ...], widths: tuple[int, ...], stem: int, head_dim: int = 32) -> CoAtNetConfig:
     """Return the config of a network in the paper's tables; with five stages, the fourth keeps the third's map."""
     mixed = len(depths) == 5
@@ -363,13 +380,22 @@ VARIANTS["coatnet_rmlp_2_rw_384"] = replace(VARIANTS["coatnet_rmlp_2_rw_224"], i
 
 # for pictures of 32 and 64 pixels, on a laptop; ours
 _LITTLE = CoAtNetForm(conv=MBConvForm(stride="pool", pool="avg"), pool="avg")
+VARIANTS["coatnet_pico_32"] = CoAtNetConfig(
+    img_size=(32, 32),
+    stem_widths=(32, 48),
+    stem_stride=2,
+    widths=(48, 96, 96, 128),
+    depths=(2, 2, 3, 2),
+    strides=(1, 2, 1, 2),
+    form=_LITTLE,
+)
 VARIANTS["coatnet_nano_32"] = CoAtNetConfig(
     img_size=(32, 32),
     stem_widths=(32, 64),
-    stem_stride=2,
-    widths=(64, 128, 192, 256),
-    depths=(2, 2, 4, 2),
-    strides=(1, 2, 1, 2),
+    stem_stride=1,
+    widths=(64, 128, 160, 224),
+    depths=(2, 4, 2, 2),
+    strides=(2, 2, 1, 2),
     form=_LITTLE,
 )
 VARIANTS["test_coatnet"] = CoAtNetConfig(

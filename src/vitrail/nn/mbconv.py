@@ -62,7 +62,7 @@ def halve(x: Tensor, pool: Pool) -> Tensor:
 class Shortcut(nn.Module):
     """The way round a block that halves the map (``pool`` says how) or changes the width (a projection)."""
 
-    def __init__(self, dim: int, out_dim: int, *, pool: Pool | None, bias: bool = True) -> None:
+    def __init__(self, dim: int, out_dim: int, pool: Pool | None, *, bias: bool = True) -> None:
         super().__init__()
         self.pool = pool
         self.expand = nn.Identity() if dim == out_dim else nn.Linear(dim, out_dim, bias=bias)
@@ -121,7 +121,7 @@ class MBConv(nn.Module):
         self.act = ACTIVATIONS[form.act]
         self.thins = stride == 2 and form.stride != "depthwise"
         self.shortcut = (
-            Shortcut(dim, out_dim, pool=form.pool if stride == 2 else None, bias=form.bias)
+            Shortcut(dim, out_dim, form.pool if stride == 2 else None, bias=form.bias)
             if stride == 2 or dim != out_dim
             else nn.Identity()
         )
