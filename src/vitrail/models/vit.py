@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitrail.nn.attention import Attention
 from vitrail.nn.feedforward import FeedForward, Gelu
 from vitrail.nn.init import initialise
-from vitrail.nn.patches import PatchEmbed
+from vitrail.nn.patches import MapEmbed, PatchEmbed
 from vitrail.nn.positions import PositionResize, resize_positions, sincos_2d
 from vitrail.nn.residual import PreNormBlock, drop_path_rates, watched
 from vitrail.nn.tokens import AttentionPool, Features, as_map, prepend
@@ -108,7 +108,7 @@ class ViT(nn.Module):
         super().__init__()
         self.config = config
         dim, eps = config.embed_dim, config.numerics.norm_eps
-        self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, dim)
+        self.patch_embed = self._patch_embed()
         self.base_grid = self.patch_embed.grid(*config.img_size)
         self._add_prefix_tokens()
         self._add_positions()
@@ -124,6 +124,9 @@ class ViT(nn.Module):
         self.fc_norm = nn.LayerNorm(dim, eps=eps) if after_pool else nn.Identity()
         self._add_head()
         initialise(self, config.numerics.init)
+
+    def _patch_embed(self) -> PatchEmbed | MapEmbed:
+        return PatchEmbed(self.config.patch_size, self.config.in_chans, self.config.embed_dim)
 
     def _add_prefix_tokens(self) -> None:
         self.num_prefix_tokens = int(self.config.class_token)
@@ -184,12 +187,16 @@ class ViT(nn.Module):
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Images (B, I, H, W) -> (tokens with positions (B, T + N, C), as the first block gets them; grid (h, w))."""
         grid = self.patch_embed.grid(images.shape[-2], images.shape[-1])
-        x = self.patch_embed(images)
+        return self.place(self.patch_embed(images), grid), grid
+
+    def place(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Patch tokens (B, N, C) -> tokens with positions (B, T + N, C), prefix tokens first."""
         if self.config.pos_embed == "learn":
             x = prepend(x, *self.prefix_tokens()) + self.positions(grid)
         else:
             x = prepend(x + self.positions(grid), *self.prefix_tokens())
-        return self.pos_drop(x), grid
+        placed: Tensor = self.pos_drop(x)
+        return placed
 
     def encode(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Images (B, I, H, W) -> (all tokens (B, T + N, C) after the last block and norm, grid (h, w))."""
@@ -208,6 +215,11 @@ class ViT(nn.Module):
         x, _ = self.embed(images)
         read: Tensor = self.norm(last(self.blocks[:-1](x), first=self.num_prefix_tokens))
         return read
+
+    @property
+    def feature_channels(self) -> dict[int, int]:
+        """Return stride -> channels of the map that :meth:`features` gives."""
+        return {self.config.patch_size: self.config.embed_dim}
 
     def features(self, images: Tensor) -> Features:
         """Images (B, I, H, W) -> patch tokens (B, N, C) after the last block, and the same as one map."""

@@ -1,7 +1,8 @@
 """Initial weights, by the name of where they come from.
 
 ``jax``: the original ViT code: Xavier-uniform matrices, biases of the feed-forward network N(0, 1e-6), a LeCun-normal
-patch projection, positions N(0, 0.02), class token and head zero (Dosovitskiy et al. 2021, arXiv 2010.11929).
+patch projection, positions N(0, 0.02), class token and head zero (Dosovitskiy et al. 2021, arXiv 2010.11929); in
+hybrids the last norm of each convolutional block zero.
 ``trunc_normal``: DeiT's and timm's: matrices and tables from a normal of 0.02, truncated at two units; biases zero
 (Touvron et al. 2021, arXiv 2012.12877).
 ``pvt_v2``: the same, and convolutions N(0, 2 / fan-out), fan-out divided by the groups (the code of Wang et al. 2022,
@@ -83,6 +84,7 @@ def _jax(model: nn.Module) -> None:
             nn.init.normal_(module.fc1.bias, std=1e-6)
             nn.init.normal_(module.fc2.bias, std=1e-6)
     _split_qkv_xavier(model)
+    _zero_last_norms(model)
     _fill_free(
         model,
         {
@@ -146,7 +148,13 @@ def _resnet(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, BasicBlock | Bottleneck) and isinstance(module.last_norm.weight, nn.Parameter):
+    _zero_last_norms(model)
+
+
+def _zero_last_norms(model: nn.Module) -> None:
+    """Let every residual block start as its shortcut."""
+    for module in model.modules():
+        if isinstance(module, BasicBlock | Bottleneck) and isinstance(module.last_norm.weight, nn.Parameter):
             nn.init.zeros_(module.last_norm.weight)
 
 

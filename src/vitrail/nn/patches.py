@@ -7,6 +7,8 @@ B batch, I input channels, H·W pixels, p patch side, h = H // p, w = W // p, N 
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,6 +47,46 @@ class PatchEmbed(nn.Module):
         return F.linear(rows, self.proj.weight.flatten(1), self.proj.bias)
 
 
+class MapBackbone(Protocol):
+    """A network that makes maps of images."""
+
+    out_chans: int
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the grid (h, w) of the map of an image."""
+        ...
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, I, H, W) -> map (B, C, h, w)."""
+        ...
+
+
+class MapEmbed(nn.Module):
+    """Patches of the map that another network makes of an image, down to 1x1: the tokens of a hybrid.
+
+    Source: Dosovitskiy et al. 2021, arXiv 2010.11929, section 3.1, "Hybrid Architecture".
+
+    Args:
+        backbone: a module that makes the map; its stride times p is the side of a patch in pixels.
+        patch_size: side p of a patch in cells of the map.
+        embed_dim: width C of a token.
+    """
+
+    def __init__(self, backbone: MapBackbone, patch_size: int, embed_dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.patches = PatchEmbed(patch_size, backbone.out_chans, embed_dim)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the grid (h, w) of an image; ValueError if its map does not hold one patch."""
+        return self.patches.grid(*self.backbone.grid(height, width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, I, H, W) -> tokens (B, N, C), in raster order."""
+        tokens: Tensor = self.patches(self.backbone(images))
+        return tokens
+
+
 class SquareEmbed(nn.Module):
     """Project non-overlapping squares of tokens to one token each, and norm them.
 
@@ -66,6 +108,30 @@ class SquareEmbed(nn.Module):
         """Pixels or tokens on their grid (B, H, W, I) -> (B, h, w, C); see :func:`project_squares`."""
         out: Tensor = self.norm(project_squares(x, self.proj.weight, self.proj.bias))
         return out
+
+
+class PatchMerging(nn.Module):
+    """Merge each 2 x 2 square of tokens to one token of twice the width: concatenate, norm, project.
+
+    Source: Liu et al. 2021, arXiv 2103.14030, section 3.1 (Swin). An odd side is filled up with zeros.
+
+    Args:
+        dim: width C of what comes in.
+        eps: epsilon of the norm.
+    """
+
+    def __init__(self, dim: int, *, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim, eps=eps)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens on their grid (B, h, w, C) -> (B, ceil(h / 2), ceil(w / 2), 2C)."""
+        x = pad_to_multiple(x, 2)
+        b, h, w, c = x.shape
+        squares = x.reshape(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 4, 2, 5)  # its rows change faster
+        merged: Tensor = self.reduction(self.norm(squares.reshape(b, h // 2, w // 2, 4 * c)))
+        return merged
 
 
 class OverlapPatchEmbed(nn.Module):
@@ -92,6 +158,12 @@ class OverlapPatchEmbed(nn.Module):
         """Pixels or tokens on their grid (B, H, W, I) -> (B, h, w, C)."""
         out: Tensor = self.norm(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         return out
+
+
+def pad_to_multiple(x: Tensor, side: int) -> Tensor:
+    """Fill (B, h, w, C) up with zeros at the right and bottom until ``side`` divides h and w."""
+    below, right = -x.shape[1] % side, -x.shape[2] % side
+    return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
 
 
 def project_squares(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

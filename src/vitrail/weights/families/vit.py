@@ -37,7 +37,7 @@ _NOT_TIMM = ("vit_pico_", "vit_nano_", "vit_micro_", "vit_enormous_", "test_")
 class ViTFamily(Family):
     """ViT, and what has its parts; the distilled DeiT is :mod:`.deit`."""
 
-    model_types = ("vit",)
+    model_types: tuple[str, ...] = ("vit",)
     stand_in = "vit_tiny_patch16_224"
     """timm's model that is written, with every size given, for an architecture timm lacks."""
 
