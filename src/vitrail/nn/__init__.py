@@ -5,11 +5,12 @@ from .cache import KVCache
 from .feedforward import ConvFeedForward, FeedForward
 from .init import initialise
 from .norms import LayerNorm2d
-from .patches import OverlapPatchEmbed, PatchEmbed, SquareEmbed, project_squares
+from .patches import OverlapPatchEmbed, PatchEmbed, PatchMerging, SquareEmbed, project_squares
 from .positions import resize_positions, sincos_1d, sincos_2d
 from .reduction import PooledReduction, ReducedBlock, StridedReduction
 from .residual import DropPath, LayerScale, PreNormBlock, drop_path_rates
 from .tokens import AttentionPool, Features, as_map, prepend
+from .windows import WindowAttention, Windows
 
 __all__ = [
     "Attention",
@@ -23,11 +24,14 @@ __all__ = [
     "LayerScale",
     "OverlapPatchEmbed",
     "PatchEmbed",
+    "PatchMerging",
     "PooledReduction",
     "PreNormBlock",
     "ReducedBlock",
     "SquareEmbed",
     "StridedReduction",
+    "WindowAttention",
+    "Windows",
     "as_map",
     "attend",
     "drop_path_rates",

@@ -98,14 +98,14 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: floa
     if mask is None or mask.shape[:-3].numel() == 1:  # windows alike: one batch of all
         flat = None if mask is None else mask.reshape(-1, *mask.shape[-3:])
         out = _fused(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), flat, dropout_p, scale)
-        return out.unflatten(0, q.shape[:2])
-    if not torch.compiler.is_compiling():  # sample by sample: the masks stay in the cache, and nothing is copied
+        return out.view(q.shape[0], q.shape[1], *out.shape[1:])
+    if q.device.type == "cpu" and not torch.compiler.is_compiling():  # masks stay in the cache, nothing is copied
         masks = mask.expand(len(q), *mask.shape[1:])
         samples = [_fused(*parts, dropout_p, scale).transpose(1, 2) for parts in zip(q, k, v, masks, strict=True)]
         return torch.stack(samples).transpose(2, 3)  # in the memory order of the kernel's own results
     heads = mask.expand(-1, q.shape[1], q.shape[2], -1, -1).flatten(1, 2)  # windows as heads: any batch
     out = _fused(q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), heads, dropout_p, scale)
-    return out.unflatten(1, q.shape[1:3])
+    return out.view(q.shape)
 
 
 def _four_dims(keep: Tensor | None) -> Tensor | None:
@@ -251,5 +251,5 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, N, parts · H · D) -> ``parts`` views (B, H, N, D)."""
-        heads = x.unflatten(-1, (parts, self.num_heads, -1)).transpose(-4, -2)  # (B, H, parts, N, D)
+        heads = x.view(*x.shape[:-1], parts, self.num_heads, -1).transpose(-4, -2)  # (B, H, parts, N, D)
         return heads.unbind(-3)

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Gelu = Literal["erf", "tanh"]
+
+PIECE = 1024  # tokens whose hidden layer stays in a processor's cache
 
 
 class FeedForward(nn.Module):
@@ -35,9 +38,26 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
+        if not _better_in_pieces(x):
+            return self._run(x)
+        pieces = [self._run(piece) for piece in torch.split(x.reshape(-1, x.shape[-1]), PIECE)]
+        return torch.cat(pieces).view(x.shape)
+
+    def _run(self, x: Tensor) -> Tensor:
         hidden = self.drop(F.gelu(self.fc1(x), approximate=self.approximate))
         out: Tensor = self.drop(self.fc2(hidden))
         return out
+
+
+def _better_in_pieces(x: Tensor) -> bool:
+    """Whether to take the tokens of ``x`` a few at a time: on a CPU, where nothing is kept for a backward pass.
+
+    The hidden layer of many tokens goes out to memory and comes back three times; that of a few stays in the cache:
+    up to a third faster for narrow layers, and never slower (docs/benchmarks/speed.md).
+    """
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return x.shape[:-1].numel() >= 2 * PIECE
 
 
 class ConvFeedForward(nn.Module):
