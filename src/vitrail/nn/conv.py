@@ -140,7 +140,8 @@ def conv_norm(conv: Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
         plain: Tensor = norm(conv(x))
         return plain
     scale, shift = affine(norm)
-    return conv.apply_kernel(x, conv.kernel() * scale[:, None, None, None], shift)
+    kernel = conv.kernel() * scale[:, None, None, None]  # norms may be kept in float32 beside kernels in bf16
+    return conv.apply_kernel(x, kernel.to(x.dtype), shift.to(x.dtype))
 
 
 def _folds(conv: Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> bool:
