@@ -152,11 +152,11 @@ class MBConv(nn.Module):
         """The same numbers with the norms' fixed scales and shifts inside the weights: half the passes over memory."""
         into, out = affine(self.pre_norm), affine(self.norm1)
         if self.form.pre_act:
-            x = self.act(x * into[0][:, None, None] + into[1][:, None, None])
+            x = self.act((x * into[0][:, None, None] + into[1][:, None, None]).to(x.dtype))
             into = (torch.ones_like(into[0]), torch.zeros_like(into[1]))
         weight = out[0][:, None] * self.expand.weight
         shift = out[1] + weight @ into[1]
-        weight = weight * into[0]
+        weight, shift = (weight * into[0]).to(x.dtype), shift.to(x.dtype)  # norms may be in float32, the rest in bf16
         x = self.act(on_channels(lambda t: F.linear(t, weight, shift), self._thin(x)))
         conv = self.depthwise
         if self.form.gate_early:
@@ -164,7 +164,9 @@ class MBConv(nn.Module):
             return early
         scale, shift = affine(self.norm2)
         kernel = conv.weight * scale[:, None, None, None]
-        return self.act(F.conv2d(x, kernel, shift, conv.stride, conv.padding, groups=conv.groups))
+        return self.act(
+            F.conv2d(x, kernel.to(x.dtype), shift.to(x.dtype), conv.stride, conv.padding, groups=conv.groups)
+        )
 
     def _gated(self, x: Tensor) -> Tensor:
         if self.form.gate_early:
