@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from vitrail import models
+from vitrail.errors import UsageError
 from vitrail.nn import Attention, Features
 
 NAMES = sorted(name for name in models.variants() if name.startswith("test_"))
 SIZES = [(32, 32), (40, 24), (50, 67)]
+LARGE = [(200, 312), (225, 225), (448, 448)]
 
 
 def randomise(model: nn.Module) -> nn.Module:
@@ -25,6 +27,12 @@ def randomise(model: nn.Module) -> nn.Module:
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)
             else:
                 parameter.copy_(parameter + 0.2 * noise)
+    for name, buffer in model.named_buffers():
+        noise = torch.randn(buffer.shape, generator=generator)
+        if name.endswith("running_mean"):
+            buffer.copy_(0.2 * noise)
+        elif name.endswith("running_var"):
+            buffer.copy_(1 + 0.5 * noise.tanh())
     return model
 
 
@@ -61,6 +69,12 @@ def test_finite_at_any_size(model, size):
     assert logits.shape == (3, model.config.num_classes)
     assert logits.isfinite().all()
     assert float(logits.std()) > 1e-3
+
+
+@pytest.mark.parametrize("size", LARGE)
+def test_runs_far_from_the_size_it_was_made_for(model, size):
+    with torch.inference_mode():
+        assert model(images(size, batch=1)).isfinite().all()
 
 
 def test_every_parameter_gets_a_gradient(model):
@@ -130,12 +144,34 @@ def test_features_have_the_shapes_they_promise(model, size):
     assert isinstance(features, Features)
     if features.tokens is not None:
         assert features.tokens.shape[1] == features.grid[0] * features.grid[1]
-    assert features.maps
+    assert {s: found.shape[1] for s, found in features.maps.items()} == model.feature_channels
     for stride, found in features.maps.items():
         assert found.shape[0] == 3
         assert abs(found.shape[2] - size[0] / stride) < 1
         assert abs(found.shape[3] - size[1] / stride) < 1
         assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 67)])
+def test_gives_a_pyramid(name, size):
+    pyramid = models.create_model(name, features_only=True).eval()
+    with torch.inference_mode():
+        maps = pyramid(images(size))
+    assert len(maps) >= 4
+    info = pyramid.feature_info
+    assert [found.shape[1] for found in maps] == info.channels()
+    assert info.reduction() == sorted(info.reduction())
+    for found, stride in zip(maps, info.reduction(), strict=True):
+        assert all(abs(side - whole / stride) <= 1 for side, whole in zip(found.shape[2:], size, strict=True))
+
+
+def test_gives_the_levels_asked_for(name):
+    pyramid = models.create_model(name, features_only=True, out_indices=(-1, 0)).eval()
+    strides = pyramid.feature_info.reduction()
+    assert len(pyramid(images((64, 64)))) == 2
+    assert strides[0] > strides[1]
+    with pytest.raises(UsageError, match="out_indices"):
+        models.create_model(name, features_only=True, out_indices=(9,))
 
 
 def test_other_channels_classes_and_no_head(name):

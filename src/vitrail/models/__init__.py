@@ -10,7 +10,7 @@ import dataclasses
 import fnmatch
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from vitrail.errors import UsageError, WeightsError, did_you_mean, require_known
+from vitrail.nn.pyramid import FeaturePyramid
 
 HUB_PREFIX = "hf-hub:"
 
@@ -66,12 +67,21 @@ def build(config: Any) -> nn.Module:
     raise WeightsError(f"expected the config of a model, got a {type(config).__name__}")
 
 
-def create_model(name: str, pretrained: str | Path | bool | None = None, **overrides: Any) -> nn.Module:
+def create_model(
+    name: str,
+    pretrained: str | Path | bool | None = None,
+    *,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    **overrides: Any,
+) -> nn.Module:
     """Return the model ``name`` in train mode, float32.
 
     Args:
         name: a name of :func:`list_models`, or ``hf-hub:org/name`` for the architecture and weights found there.
         pretrained: a path, a folder, ``hf-hub:org/name``, or True for the origin that the model's card names.
+        features_only: whether to return a :class:`~vitrail.nn.pyramid.FeaturePyramid` instead: images -> list of maps.
+        out_indices: with ``features_only``, which maps to give, counted from the finest; default all.
         overrides: fields of the model's config, such as ``num_classes``, ``in_chans``, ``img_size`` (int or (H, W)),
             ``drop_path_rate``, ``global_pool``. With ``pretrained``, another ``num_classes`` than the weights'
             starts a new head.
@@ -80,6 +90,10 @@ def create_model(name: str, pretrained: str | Path | bool | None = None, **overr
         UsageError: an unknown keyword, with the nearest name.
         WeightsError: an unknown model, or weights that do not fit.
     """
+    if features_only:
+        return _pyramid(create_model(name, pretrained, **{"num_classes": 0, **overrides}), out_indices)
+    if out_indices is not None:
+        raise UsageError("out_indices has no effect without features_only=True")
     if name.startswith(HUB_PREFIX):
         loader = importlib.import_module("vitrail.weights")
         model: nn.Module = loader.load_model(name, **overrides)[0]
@@ -89,6 +103,13 @@ def create_model(name: str, pretrained: str | Path | bool | None = None, **overr
         loader = importlib.import_module("vitrail.weights")
         loader.load_pretrained(model, name, pretrained, new_head="num_classes" in overrides)
     return model
+
+
+def _pyramid(backbone: nn.Module, out_indices: Sequence[int] | None) -> nn.Module:
+    try:
+        return FeaturePyramid(backbone, out_indices)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def configure(config: Any, overrides: Mapping[str, Any]) -> Any:

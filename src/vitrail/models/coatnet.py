@@ -402,6 +402,7 @@ VARIANTS["test_coatnet"] = CoAtNetConfig(
     img_size=(32, 32),
     num_classes=10,
     stem_widths=(8, 8),
+    stem_stride=1,
     widths=(8, 16, 32, 32),
     depths=(1, 2, 2, 1),
     head_dim=8,

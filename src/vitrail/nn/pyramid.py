@@ -1,0 +1,114 @@
+"""Feature pyramids: the maps of a backbone as a list, and four maps made of the one map of an isotropic model.
+
+Source: Li et al. 2022, arXiv 2203.16527, section 3 (ViTDet: the simple feature pyramid).
+
+B batch, C channels, (h, w) map, H·W pixels, p patch side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .norms import LayerNorm2d
+
+STRIDES = (4, 8, 16, 32)
+
+
+class SimplePyramid(nn.Module):
+    """One map (B, C, h, w) of stride p -> stride -> map (B, D, h', w'): transposed convolutions up, max-pooling down.
+
+    A patch side that is no power of two gets its map resized to the nearest such stride first.
+
+    Args:
+        dim: channels C.
+        patch_size: stride p of the map.
+        out_dim: channels D of every level.
+        strides: levels to make, powers of two.
+    """
+
+    def __init__(self, dim: int, patch_size: int, *, out_dim: int = 256, strides: Sequence[int] = STRIDES) -> None:
+        super().__init__()
+        self.stride = 2 ** round(math.log2(patch_size))
+        self.factor = patch_size / self.stride
+        self.levels = nn.ModuleDict({str(s): _level(dim, out_dim, self.stride / s) for s in strides})
+
+    def forward(self, x: Tensor) -> dict[int, Tensor]:
+        """(B, C, h, w) -> stride -> (B, D, h', w')."""
+        if self.factor != 1:
+            size = [max(1, math.ceil(n * self.factor)) for n in x.shape[2:]]
+            x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+        return {int(stride): level(x) for stride, level in self.levels.items()}
+
+
+def _level(dim: int, out_dim: int, scale: float) -> nn.Sequential:
+    """Return the layers that scale a map by a power of two and bring it to ``out_dim`` channels."""
+    layers: list[nn.Module] = []
+    while scale > 1:
+        layers.append(nn.ConvTranspose2d(dim, dim // 2, 2, stride=2))
+        dim, scale = dim // 2, scale / 2
+        if scale > 1:
+            layers += [LayerNorm2d(dim), nn.GELU()]
+    if scale < 1:
+        layers.append(nn.MaxPool2d(round(1 / scale), ceil_mode=True))
+    layers += [nn.Conv2d(dim, out_dim, 1, bias=False), LayerNorm2d(out_dim)]
+    layers += [nn.Conv2d(out_dim, out_dim, 3, padding=1, bias=False), LayerNorm2d(out_dim)]
+    return nn.Sequential(*layers)
+
+
+class FeatureInfo:
+    """Channels and strides of the maps a :class:`FeaturePyramid` gives, asked for as in timm."""
+
+    def __init__(self, channels: dict[int, int]) -> None:
+        self._channels = channels
+
+    def channels(self) -> list[int]:
+        """Return the channels of each map."""
+        return list(self._channels.values())
+
+    def reduction(self) -> list[int]:
+        """Return the stride of each map in pixels."""
+        return list(self._channels)
+
+
+class FeaturePyramid(nn.Module):
+    """A backbone without its classifier: images -> list of maps, the finest first.
+
+    A backbone with one map only (ViT, DeiT, hybrids) gets a :class:`SimplePyramid`, whose layers are new: train them.
+
+    Args:
+        backbone: a model with ``features(images)`` and ``feature_channels``.
+        out_indices: which of the maps to give, counted from the finest; default all.
+
+    Attributes:
+        feature_info: channels and strides of the maps given.
+    """
+
+    def __init__(self, backbone: Any, out_indices: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        channels: dict[int, int] = backbone.feature_channels
+        self.pyramid = None
+        if len(channels) == 1:
+            ((stride, dim),) = channels.items()
+            self.pyramid = SimplePyramid(dim, stride)
+            channels = dict.fromkeys(STRIDES, 256)
+        strides = sorted(channels)
+        indices = range(len(strides)) if out_indices is None else out_indices
+        wrong = [i for i in indices if not -len(strides) <= i < len(strides)]
+        if wrong:
+            raise ValueError(f"expected out_indices below {len(strides)} (one for each map), got {wrong[0]}")
+        self.strides = [strides[i] for i in indices]
+        self.feature_info = FeatureInfo({s: channels[s] for s in self.strides})
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, I, H, W), normalised -> maps (B, C, h, w), in the order of ``feature_info``."""
+        maps: dict[int, Tensor] = self.backbone.features(images).maps
+        if self.pyramid is not None:
+            (only,) = maps.values()
+            maps = self.pyramid(only)
+        return [maps[stride] for stride in self.strides]
