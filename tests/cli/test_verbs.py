@@ -161,6 +161,27 @@ def test_explain_draws_held_out_images_and_figures(vitrail, trained):
     assert [path.rsplit("/", 1)[1] for path in figures] == ["filters.png", "positions.png", "attention_distance.svg"]
 
 
+def test_a_model_without_global_attention_is_explained_too(vitrail, photos, tmp_path):
+    from vitrail.classes import ClassMap
+    from vitrail.models import create_model
+    from vitrail.weights import Card, save_folder
+
+    model, card = create_model("test_swin", num_classes=2), Card(name="test_swin", input_size=(32, 32), num_classes=2)
+    folder = save_folder(tmp_path / "swin", model, card=card, classes=ClassMap.of(["across", "down"]))
+    image, out = photos / "test" / "down" / "000.png", tmp_path / "maps"
+    said = vitrail("explain", folder, image, "--out", out, "--json").json
+    assert said["pictures"] == [str(out / "000-grad-cam.png")]
+    assert said["explanations"][0]["method"] == "grad_cam"
+    ran = vitrail("explain", folder, image, "--method", "rollout")
+    assert ran.code == 2
+    assert "--method grad-cam" in ran.err
+    ran = vitrail("explain", folder, "--data", photos, "--out", out)
+    assert ran.out.strip() == str(out / "attention.png")
+    ran = vitrail("explain", folder, image, "--figures", "--out", out)
+    assert "positions.png is left out" in ran.out
+    assert "attention_distance.svg is left out" in ran.out
+
+
 def test_figures_of_bare_weights_need_no_data(vitrail, model_folder, tmp_path):
     ran = vitrail("explain", model_folder, "--figures", "--out", tmp_path)
     assert ran.code == 0

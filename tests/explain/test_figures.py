@@ -71,7 +71,7 @@ def test_the_distance_chart_has_a_dot_for_every_head():
 
 
 def test_what_has_no_patches_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="patch embedding"):
+    with pytest.raises(UsageError, match="convolution"):
         draw_figures(nn.Linear(2, 2), tmp_path)
     with pytest.raises(UsageError, match="position table"):
         position_similarity(nn.Linear(2, 2))

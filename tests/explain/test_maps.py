@@ -125,8 +125,8 @@ def test_a_model_of_windows_is_refused():
         def forward(self, images):
             return self.inner(images[..., :8, :8])
 
-    with pytest.raises(UsageError, match="attend to all 17 tokens"):
-        attention_maps(Windowed().eval(), pictures())
+    with pytest.raises(UsageError, match="attention of all patches to all patches"):
+        attention_maps(Windowed().eval(), pictures(), method="rollout")
 
 
 def test_scaling_spans_zero_to_one_and_a_flat_map_is_zero():

@@ -15,6 +15,7 @@ from vitrail.explain import write_report
 from vitrail.explain.matrix import confusion_svg, most_confused
 from vitrail.explain.page import SCRIPT, STYLE
 from vitrail.explain.sections import duration, margin, smooth
+from vitrail.models import create_model
 from vitrail.weights import Card, save_folder
 
 from .models import randomise, tiny
@@ -147,7 +148,7 @@ def test_what_is_gone_is_said_and_the_rest_still_written(tmp_path, photo_folder)
     html = write_report(tmp_path).read_text(encoding="utf-8")
     Page(html)
     assert "could not be opened again" in html
-    assert "no attention maps" in html
+    assert "no maps of where the model looked" in html
     assert '<section id="confusion">' in html
     assert '<section id="attention">' not in html
 
@@ -196,6 +197,15 @@ def test_attention_pooling_is_drawn_too(tmp_path, photo_folder):
     make_run(tmp_path, source, ClassMap.of(["across", "down"]), model=model)
     html = write_report(tmp_path).read_text(encoding="utf-8")
     assert '<section id="attention">' in html
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_swin"])
+def test_models_without_global_attention_are_reported_too(tmp_path, photo_folder, name):
+    source = photo_folder(tmp_path / "photos", splits={"train": 4, "val": 2, "test": 3})
+    make_run(tmp_path, source, ClassMap.of(["across", "down"]), model=create_model(name, num_classes=2))
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Grad-CAM weights the channels" in html
+    assert 'alt="Grad-CAM"' in html
 
 
 def test_without_best_weights_classes_have_numbers_and_damaged_predictions_are_refused(tmp_path, photo_folder):

@@ -5,9 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.peers import randomise
 from vitrail.errors import DataError, UsageError
 from vitrail.explain import attention_maps
-from vitrail.infer import load
+from vitrail.infer import Explanation, Predictor, load
+from vitrail.models import create_model
+from vitrail.weights import Card
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
 
@@ -96,3 +99,34 @@ def test_one_image_at_a_time_and_broken_ones_raise(predictor, tmp_path):
         predictor.explain(tmp_path / "x.jpg")
     with pytest.raises(UsageError, match="fuses the heads"):
         predictor.explain(IMAGE).plot_heads()
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_swin", "test_pvt_v2", "test_coatnet"])
+def test_models_without_global_attention_are_explained_by_their_last_map(name):
+    torch.manual_seed(0)
+    model = randomise(create_model(name, num_classes=3))
+    predictor = Predictor(model, Card(input_size=(50, 70), crop_pct=1.0), img_size=(50, 70), device="cpu")
+    found = predictor.explain(IMAGE)
+    assert found.method == "grad_cam"
+    assert found.map.shape == (60, 90)
+    assert found.grid_map.shape == model.features(torch.zeros(1, 3, 50, 70)).grid
+    x0, _, x1, _ = (round(v) for v in found.seen)
+    assert (found.map[:, :x0] == 0).all()
+    assert (found.map[:, x1:] == 0).all()
+    assert found.box[2] >= found.seen[2]  # the last cells reach beyond what the model saw
+    other = predictor.explain(IMAGE, method="grad_cam", target=(predictor.classes.names.index(found.label) + 1) % 3)
+    assert other.label != found.label
+    with pytest.raises(UsageError, match="grad-cam"):
+        predictor.explain(IMAGE, method="rollout")
+
+
+def test_a_map_is_drawn_where_its_cells_are():
+    """Cells of 32 pixels over an input of 48: the second column begins at 32, though it ends beyond the picture."""
+    one = Explanation(
+        "x", "grad_cam", "a", 1.0, torch.tensor([[0.0, 1.0]]), None, None, (0, 0, 64, 32), (0, 0, 48, 32),
+        torch.zeros(3, 32, 48, dtype=torch.uint8),
+    )  # fmt: skip
+    assert one.map.shape == (32, 48)
+    assert one.map[:, :16].max() < 0.1
+    assert one.map[16, 32] == pytest.approx(0.5, abs=0.1)
+    assert one.overlay(most=48).shape == (32, 48, 3)

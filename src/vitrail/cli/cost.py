@@ -88,7 +88,8 @@ def _show_arithmetic(found: Cost, channels: int) -> None:
     say("\nThe arithmetic of attention (entries of one matrix; multiply-adds with the projections):")
     pixels, patches = pixel_entries(channels, height, width), patch_entries(height, width, 16)
     say(f"  every value of the picture a token: ({channels} x {height} x {width})^2 = {pixels:,}")
-    say(f"  patches of 16 x 16: ({height // 16} x {width // 16})^2 = {patches:,}, {4 * patches / 1024:,.0f} KiB in float32")
+    kib = 4 * patches / 1024
+    say(f"  patches of 16 x 16: ({height // 16} x {width // 16})^2 = {patches:,}, {kib:,.0f} KiB in float32")
     for call in sets.values():
         whole = msa_macs(call.tokens, call.dim)
         own = found.macs_of(call.name)

@@ -29,11 +29,12 @@ class Method(StrEnum):
     rollout = "rollout"
     class_token = "class-token"
     gradient = "gradient"
+    grad_cam = "grad-cam"
 
-    @property
-    def of_library(self) -> LibraryMethod:
-        """The name as ``vitrail.explain`` has it."""
-        return cast("LibraryMethod", self.name)
+
+def _of_library(method: Method | None) -> LibraryMethod | None:
+    """Return the name as ``vitrail.explain`` has it."""
+    return None if method is None else cast("LibraryMethod", method.name)
 
 
 def explain(
@@ -43,7 +44,8 @@ def explain(
         typer.Argument(metavar="[IMAGE]...", help="Files, folders or patterns; none: held-out images of the run."),
     ] = None,
     method: Annotated[
-        Method | None, typer.Option(help="rollout: attention through all layers; class-token: the last layer's.")
+        Method | None,
+        typer.Option(help="Default: rollout (attention, all layers) for ViTs; grad-cam (last map) for any other."),
     ] = None,
     per_head: Annotated[bool, typer.Option("--per-head", help="Also draw each head (method class-token).")] = False,
     figures: Annotated[
@@ -56,7 +58,7 @@ def explain(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Draw attention over images, or the known figures of a model."""
+    """Draw over images what the answers were read from, or the known figures of a model."""
     images = images or []
     _require_sense(images, method, per_head, figures, data)
     predictor = open_predictor(model, device=device)
@@ -66,12 +68,12 @@ def explain(
     if figures:
         paths = _draw_figures(predictor, model, images, data, folder)
     elif images:
-        drawn, broken = _draw_each(predictor, images, method or Method.rollout, per_head, folder)
+        drawn, broken = _draw_each(predictor, images, method, per_head, folder)
         paths = [path for one in drawn for path in one["pictures"]]
     else:
         from .samples import draw_samples
 
-        drawn, path = draw_samples(predictor, held_out(model, data), (method or Method.rollout).of_library, folder)
+        drawn, path = draw_samples(predictor, held_out(model, data), _of_library(method), folder)
         paths = [path]
     for path in paths:
         say(path)
@@ -96,7 +98,7 @@ def _require_sense(images: list[str], method: Method | None, per_head: bool, fig
 
 
 def _draw_each(
-    predictor: Predictor, images: list[str], method: Method, per_head: bool, folder: Path
+    predictor: Predictor, images: list[str], method: Method | None, per_head: bool, folder: Path
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Draw every image; return what is known of each, and a sentence for each that could not be read."""
     from vitrail.infer.inputs import items_of
@@ -106,12 +108,12 @@ def _draw_each(
     taken: set[Path] = set()
     for item in items_of(images):
         try:
-            found = predictor.explain(Path(item.name), method=method.of_library)
+            found = predictor.explain(Path(item.name), method=_of_library(method))
         except DataError as error:
             broken.append(f"  {item.name}: {error}")
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        pictures = [_free(folder, f"{Path(item.name).stem}-{method.value}", taken)]
+        pictures = [_free(folder, f"{Path(item.name).stem}-{Method[found.method].value}", taken)]
         found.plot(pictures[0])
         if per_head:
             pictures.append(_free(folder, f"{Path(item.name).stem}-heads", taken))
@@ -136,7 +138,11 @@ def _draw_figures(predictor: Predictor, model: str, images: list[str], data: str
     batch = _batch(predictor, model, images, data)
     if batch is None:
         say("attention distance is left out: it needs images; mend: name some, or --data")
-    return [path.resolve() for path in draw_figures(predictor.model, folder, images=batch)]
+    left_out: list[str] = []
+    paths = draw_figures(predictor.model, folder, images=batch, left_out=left_out)
+    for words in left_out:
+        say(words)
+    return [path.resolve() for path in paths]
 
 
 def _batch(predictor: Predictor, model: str, images: list[str], data: str | None) -> Tensor | None:

@@ -20,14 +20,14 @@ SIDE = 150  # pixels of each picture's longer side
 
 
 def draw_samples(
-    predictor: Predictor, chosen: HeldOut, method: Method, folder: Path
+    predictor: Predictor, chosen: HeldOut, method: Method | None, folder: Path
 ) -> tuple[list[dict[str, Any]], Path]:
     """Write ``attention.png`` into ``folder``; return what is known of each image, and the path.
 
     The images are the first of each class in turn, so the choice is not ours. Broken ones are passed over.
     """
     from vitrail.explain.draw import Bar, sheet
-    from vitrail.infer.explanation import NAMES
+    from vitrail.infer.explanation import NAMES, measure_of
 
     predictor.classes.require_equal(chosen.images.classes, mine="the model", theirs=chosen.source)
     tiles: list[Tile] = []
@@ -41,8 +41,9 @@ def draw_samples(
         except DataError:
             continue
         tiles.append(_tile(found, true))
+        method = found.method
         drawn.append({**found.to_json(), "name": chosen.images.name(i), "true": true})
-    if not tiles:
+    if not tiles or method is None:
         raise DataError(
             f"expected an image that can be read in {chosen.words}, got none; mend: vitrail data check {chosen.source}"
         )
@@ -53,7 +54,7 @@ def draw_samples(
         columns=4,
         title=f"Where {predictor.card.name or 'the model'} looks: {NAMES[method]}",
         note=f"{chosen.words[:1].upper()}{chosen.words[1:]}, the first of each class in turn.",
-        bar=Bar("low", "high", "attention", "ember"),
+        bar=Bar("low", "high", measure_of(method), "ember"),
         gap=18,
     ).save(path)
     return drawn, path

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vitrail.errors import UsageError
 
 from .geometry import patch_layout
+from .maps import global_layers
 from .record import record
 
 
@@ -63,13 +64,15 @@ def attention_distances(model: nn.Module, images: Tensor | Iterable[Tensor]) -> 
             layout = patch_layout(model, batch)
             with record(model) as recording:
                 model(batch)
-            layers = [a for a in recording.square() if a.shape[-1] == layout.num_tokens]
             rows = [
                 attention_distance(a, layout.grid, layout.patch_size, num_prefix_tokens=layout.num_prefix_tokens).sum(0)
-                for a in layers
+                for a in global_layers(recording, layout)
             ]
             if not rows:
-                raise UsageError(f"expected attention over all patches, found none in {type(model).__name__}")
+                raise UsageError(
+                    "attention distance is defined for models whose every layer attends to all patches; windows and"
+                    f" reduced keys bound it by construction, and {type(model).__name__} has these or no attention"
+                )
             total, count = total + torch.stack(rows).cpu(), count + len(batch)
     if count == 0:
         raise UsageError("expected at least one image to measure attention distance on, got none")

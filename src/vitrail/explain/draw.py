@@ -53,14 +53,22 @@ def upsample(heat: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
     return cast("NDArray[np.float32]", large[0, 0].clamp(0, 1).numpy())
 
 
-def place(heat: Tensor, size: tuple[int, int], box: Box) -> NDArray[np.float32]:
-    """Return a (H, W) canvas of zeros with the (h, w) map enlarged onto ``box``, cut at the edges."""
+def place(heat: Tensor, size: tuple[int, int], box: Box, seen: Box | None = None) -> NDArray[np.float32]:
+    """Return a (H, W) canvas of zeros with the (h, w) map enlarged onto ``box``, cut at the edges, and at ``seen``."""
     x0, y0, x1, y1 = (round(v) for v in box)
     large = upsample(heat, (max(1, y1 - y0), max(1, x1 - x0)))
     canvas = np.zeros(size, dtype=np.float32)
-    top, left, bottom, right = max(0, y0), max(0, x0), min(size[0], y1), min(size[1], x1)
+    limits = (x0, y0, x1, y1) if seen is None else tuple(round(v) for v in seen)
+    top, left = max(0, y0, limits[1]), max(0, x0, limits[0])
+    bottom, right = min(size[0], y1, limits[3]), min(size[1], x1, limits[2])
     canvas[top:bottom, left:right] = large[top - y0 : bottom - y0, left - x0 : right - x0]
     return canvas
+
+
+def scaled(box: Box, fx: float, fy: float | None = None) -> Box:
+    """Return a box in a picture enlarged by ``fx``, and by ``fy`` in height if that is another factor."""
+    fy = fx if fy is None else fy
+    return box[0] * fx, box[1] * fy, box[2] * fx, box[3] * fy
 
 
 def overlay(picture: Picture, heat: NDArray[np.floating], box: Box | None = None) -> Picture:

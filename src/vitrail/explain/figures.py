@@ -9,7 +9,7 @@ P patch side, C width, h x w positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,11 +50,11 @@ def filter_components(weight: Tensor, count: int = 28) -> tuple[Tensor, Tensor]:
 
 
 def filters_figure(model: nn.Module, *, count: int = 28, text: float = 17) -> Image.Image:
-    """Draw the principal components of the patch embedding; ``text`` is the height of letters in pixels.
+    """Draw the principal components of the patch embedding, or of the first convolution of a model without one.
 
-    Raises :class:`UsageError` if the model has no patch embedding.
+    ``text`` is the height of letters in pixels. Raises :class:`UsageError` if the model has neither.
     """
-    weight = _patch_weight(model)
+    weight, name = _first_filters(model)
     components, shares = filter_components(weight, count)
     side = weight.shape[-1]
     factor = max(1, round(5.6 * text / side))
@@ -66,18 +66,22 @@ def filters_figure(model: nn.Module, *, count: int = 28, text: float = 17) -> Im
     return sheet(
         tiles,
         columns=7,
-        title=f"Patch-embedding filters: first {len(tiles)} principal components",
+        title=f"{name} filters: first {len(tiles)} principal components",
         note=f"Share of the variance above each; together {total:.0f} % of {weight.shape[0]} filters, "
         f"{side} x {side} pixels. Mid grey is zero.",
         size=text,
     )
 
 
-def _patch_weight(model: nn.Module) -> Tensor:
+def _first_filters(model: nn.Module) -> tuple[Tensor, str]:
+    """Return the filters that read the image, and what they are."""
     weight = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 4:
-        raise UsageError(f"expected a model with a patch embedding (patch_embed.proj), got {type(model).__name__}")
-    return weight
+    if isinstance(weight, Tensor) and weight.ndim == 4:
+        return weight, "Patch-embedding"
+    first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
+    if first is None:
+        raise UsageError(f"expected a model that reads images by a convolution, got {type(model).__name__}")
+    return first.weight, "First-convolution"
 
 
 def _filter_picture(component: Tensor) -> Picture:
@@ -145,24 +149,48 @@ def distance_figure(distances: Tensor, *, uniform: float, size: tuple[int, int] 
 
 
 def draw_figures(
-    model: nn.Module, folder: str | Path, *, images: Tensor | Iterable[Tensor] | None = None
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    images: Tensor | Iterable[Tensor] | None = None,
+    left_out: list[str] | None = None,
 ) -> list[Path]:
     """Write the known figures of a model into ``folder`` and return their paths.
 
     ``filters.png`` and ``positions.png`` need the weights only. ``attention_distance.svg`` needs ``images``, a
     normalised batch (B, C, H, W) or an iterable of them; the paper averages 128. The model is left in its mode.
+    A figure that this architecture does not have is left out, and ``left_out`` gets a sentence that says why; if none
+    is left, that is a :class:`UsageError`.
     """
-    out = Path(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / "filters.png", out / "positions.png"]
-    filters_figure(model).save(paths[0])
-    positions_figure(model).save(paths[1])
+    makers: dict[str, Callable[[], Image.Image | str]] = {
+        "filters.png": lambda: filters_figure(model),
+        "positions.png": lambda: positions_figure(model),
+    }
     if images is not None:
         batches: Sequence[Tensor] = [images] if isinstance(images, Tensor) else list(images)
-        layout = patch_layout(model, batches[0])
-        svg = distance_figure(
-            attention_distances(model, batches), uniform=uniform_distance(layout.grid, layout.patch_size)
-        )
-        paths.append(out / "attention_distance.svg")
-        paths[-1].write_text(svg, encoding="utf-8")
+        makers["attention_distance.svg"] = lambda: _distances(model, batches)
+    out, paths, why = Path(folder), [], []
+    out.mkdir(parents=True, exist_ok=True)
+    for name, make in makers.items():
+        try:
+            drawn = make()
+        except UsageError as error:
+            why.append(f"{name} is left out: {error}")
+            continue
+        paths.append(out / name)
+        if isinstance(drawn, str):
+            paths[-1].write_text(drawn, encoding="utf-8")
+        else:
+            drawn.save(paths[-1])
+    if not paths:
+        raise UsageError("\n".join(why))
+    if left_out is not None:
+        left_out += why
     return paths
+
+
+def _distances(model: nn.Module, batches: Sequence[Tensor]) -> str:
+    layout = patch_layout(model, batches[0])
+    return distance_figure(
+        attention_distances(model, batches), uniform=uniform_distance(layout.grid, layout.patch_size)
+    )

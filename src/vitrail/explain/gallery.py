@@ -18,10 +18,10 @@ from vitrail.errors import DataError, UsageError
 
 from .charts import text_of
 from .distance import attention_distances, uniform_distance
-from .draw import ICON, Picture, as_picture, data_uri, overlay, place, resized
+from .draw import ICON, Picture, as_picture, data_uri, overlay, place, resized, scaled
 from .figures import distance_figure, filters_figure, positions_figure
 from .geometry import patch_layout
-from .maps import Method, attention_maps, scale01
+from .maps import Method, attention_maps, default_method, scale01
 from .page import figure
 from .preprocess import Preprocess
 from .runfolder import Predictions
@@ -126,16 +126,19 @@ def pick_examples(found: Predictions, most: int) -> list[int]:
 
 
 def attention(gallery: Gallery, model: nn.Module, preprocess: Preprocess, most: int = 8) -> str:
-    """Return image, rollout and last-layer attention of sample images, side by side."""
-    rows = []
+    """Return sample images and maps of what their answers were read from, side by side."""
+    rows: list[str] = []
+    methods = _METHODS["attention"]
     for row, image in gallery.shown(pick_examples(gallery.found, most), most):
         batch = preprocess.batch([preprocess.crop(image)], _device(model), torch.float32)
+        if not rows and default_method(model, batch) == "grad_cam":
+            methods = _METHODS["map"]
         try:
-            drawn = [_overlay(model, batch, image, preprocess, method) for method in ("rollout", "class_token")]
+            drawn = [_overlay(model, batch, image, preprocess, method) for method in methods.names]
         except UsageError as error:
-            return f'<p class="note">No attention maps: {text_of(error)}</p>'
+            return f'<p class="note">No maps: {text_of(error)}</p>'
         cells = _card(thumbnail(image, OVERLAY), gallery.caption(row), image)
-        for picture, name in zip(drawn, ("rollout", "last layer"), strict=True):
+        for picture, name in zip(drawn, methods.names.values(), strict=True):
             address = data_uri(picture, kind="JPEG")
             cells += (
                 f'<figure><img src="{address}" alt="{name}" loading="lazy"><figcaption>{name}</figcaption></figure>'
@@ -144,11 +147,32 @@ def attention(gallery: Gallery, model: nn.Module, preprocess: Preprocess, most: 
     if not rows:
         return ""
     note = (
-        "Rollout multiplies the attention of all layers (Abnar and Zuidema 2020); the last layer's attention is "
-        "averaged over its heads. Pale is high, dark is low, each map scaled to its own range; white areas were "
-        "cropped away before the model saw the image."
+        f"{methods.note} Pale is high, dark is low, each map scaled to its own range; white areas were cropped away "
+        "before the model saw the image."
     )
     return f'<p>{note}</p><div class="triples">{"".join(rows)}</div>'
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Methods that a report shows, each with its caption, and a note on them."""
+
+    names: dict[Method, str]
+    note: str
+
+
+_METHODS = {
+    "attention": _Shown(
+        {"rollout": "rollout", "class_token": "last layer"},
+        "Rollout multiplies the attention of all layers (Abnar and Zuidema 2020); the last layer's attention is "
+        "averaged over its heads.",
+    ),
+    "map": _Shown(
+        {"grad_cam": "Grad-CAM"},
+        "Grad-CAM weights the channels of the last feature map by the gradient of the class score (Selvaraju et al. "
+        "2017): what in the picture speaks for the answer.",
+    ),
+}
 
 
 def _overlay(model: nn.Module, batch: Tensor, image: Tensor, preprocess: Preprocess, method: Method) -> Picture:
@@ -156,10 +180,9 @@ def _overlay(model: nn.Module, batch: Tensor, image: Tensor, preprocess: Preproc
     heat = scale01(attention_maps(model, batch, method=method).maps[0].float().cpu())
     picture = resized(as_picture(image), most=OVERLAY)
     factor = picture.shape[1] / image.shape[2]
-    covered = (layout.grid[0] * layout.patch_size[0], layout.grid[1] * layout.patch_size[1])
-    x0, y0, x1, y1 = (v * factor for v in preprocess.box(image, covered))
-    box = (x0, y0, x1, y1)
-    return overlay(picture, place(heat, (picture.shape[0], picture.shape[1]), box), box)
+    box = scaled(preprocess.box(image, layout.covered), factor)
+    seen = scaled(preprocess.box(image, layout.seen(preprocess.size)), factor)
+    return overlay(picture, place(heat, (picture.shape[0], picture.shape[1]), box, seen), seen)
 
 
 def known_figures(model: nn.Module, gallery: Gallery | None, preprocess: Preprocess) -> str:

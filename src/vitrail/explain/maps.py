@@ -1,11 +1,14 @@
-"""Attention maps of a classifier: which patches its answer was read from.
+"""Maps of a classifier: which patches its answer was read from.
 
-Methods
+Methods for models whose every attention layer attends to all patches (ViT, hybrid ViT, DeiT)
 - ``rollout``      Abnar & Zuidema 2020: attention multiplied through all layers (:mod:`.rollout`).
 - ``class_token``  the last layer's attention alone, a map for each head and their mean.
 - ``gradient``     Chefer et al. 2021: attention weighted by the gradient of the class score (:mod:`.gradients`).
 
-What "the answer" reads depends on the head, called the readout here:
+For every model
+- ``grad_cam``     Selvaraju et al. 2017: the last feature map, weighted by that gradient (:mod:`.cam`).
+
+What "the answer" reads of the last attention layer depends on the head, called the readout here:
 - class token (and distillation token): the row of that token (the mean of both rows);
 - mean pooling (``avg``, ``gap``): the mean of the patch rows, that is the attention each patch receives on average;
 - attention pooling (``map``): the pooling attention; it replaces the last layer for ``class_token`` and is
@@ -16,6 +19,7 @@ B batch, H heads, N tokens, K classes, h x w patches.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -23,13 +27,15 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError, did_you_mean
+from vitrail.nn.attention import Attention
 
+from .cam import chosen, class_activation
 from .geometry import PatchLayout, patch_layout
 from .gradients import relevance
 from .record import Recording, record
 from .rollout import HeadFusion, rollout
 
-Method = Literal["rollout", "class_token", "gradient"]
+Method = Literal["rollout", "class_token", "gradient", "grad_cam"]
 METHODS: tuple[str, ...] = get_args(Method)
 
 
@@ -37,7 +43,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 class AttentionMaps:
     """Maps (B, h, w), unscaled and not negative; per_head (B, H, h, w) of ``class_token``, else None; logits (B, K)."""
 
-    method: str
+    method: Method
     maps: Tensor
     per_head: Tensor | None
     logits: Tensor
@@ -59,7 +65,7 @@ def attention_maps(
     model: nn.Module,
     images: Tensor,
     *,
-    method: Method = "rollout",
+    method: Method | None = None,
     target: Tensor | None = None,
     head_fusion: HeadFusion = "mean",
     discard_ratio: float = 0.0,
@@ -67,25 +73,27 @@ def attention_maps(
     """Explain the answers of ``model`` on normalised (B, C, H, W) ``images``.
 
     Args:
-        model: a classifier whose layers attend to all patches (ViT, DeiT), in eval mode.
-        method: see the module's docstring.
-        target: (B,) class indices to explain, for ``gradient`` only; default the predicted class.
+        model: a classifier in eval mode.
+        method: see the module's docstring; default :func:`default_method`.
+        target: (B,) class indices to explain, for ``gradient`` and ``grad_cam``; default the predicted class.
         head_fusion, discard_ratio: for ``rollout`` only, see :func:`.rollout.rollout`.
 
-    An option that the method does not use is an error, as is a model in training mode (its maps would be random).
+    An option that the method does not use is an error, as is a model in training mode (its maps would be random), or a
+    method that the model has no attention for.
     """
+    method = method or default_method(model, images)
     _check_options(model, method, target, head_fusion, discard_ratio)
     layout = patch_layout(model, images)
+    if method == "grad_cam":
+        cells, answer = class_activation(model, images, target, layout)
+        return AttentionMaps(method, cells, None, answer)
     needs_grad = method == "gradient"
     images = images.detach().clone().requires_grad_() if needs_grad else images
-    with torch.set_grad_enabled(needs_grad), record(model) as recording:
+    with torch.set_grad_enabled(needs_grad), _recorded(model, method) as recording:
         logits = model(images)
-    layers = [a for a in recording.square() if a.shape[-1] == layout.num_tokens]
+    layers = global_layers(recording, layout)
     if not layers:
-        raise UsageError(
-            f"expected layers that attend to all {layout.num_tokens} tokens, found none in {type(model).__name__}; "
-            f"attention maps are for ViT-like models"
-        )
+        raise _no_attention(model, method)
     readout = _readout(model, layout, recording, layers[-1])
     per_head = None
     if method == "rollout":
@@ -104,13 +112,44 @@ def attention_maps(
     )
 
 
+def default_method(model: nn.Module, images: Tensor) -> Method:
+    """Return "rollout" for a model whose every attention layer attends to all patches, "grad_cam" for any other."""
+    if not any(isinstance(part, Attention) for part in model.modules()):
+        return "grad_cam"
+    with torch.no_grad(), record(model) as recording:
+        model(images[:1])
+    return "rollout" if global_layers(recording, patch_layout(model, images)) else "grad_cam"
+
+
+def global_layers(recording: Recording, layout: PatchLayout) -> list[Tensor]:
+    """Return the (B, H, N, N) map of each layer, if all attention but that of a pooling is of all tokens; else none."""
+    maps = [calls[0] for calls in recording.values() if len(calls) == 1]
+    tokens = layout.num_tokens
+    layers = [a for a in maps if a.ndim == 4 and a.shape[-2:] == (tokens, tokens)]
+    others = [a for a in maps if a.ndim != 4 or (a.shape[-2:] != (tokens, tokens) and a.shape[-2] != 1)]
+    return [] if others else layers
+
+
+def _recorded(model: nn.Module, method: str) -> AbstractContextManager[Recording]:
+    if not any(isinstance(part, Attention) for part in model.modules()):
+        raise _no_attention(model, method)
+    return record(model)
+
+
+def _no_attention(model: nn.Module, method: str) -> UsageError:
+    return UsageError(
+        f"method {method!r} follows attention of all patches to all patches through every layer, which"
+        f" {type(model).__name__} does not have; mend: method='grad_cam' (--method grad-cam), which every model has"
+    )
+
+
 def _check_options(
     model: nn.Module, method: str, target: Tensor | None, head_fusion: str, discard_ratio: float
 ) -> None:
     if method not in METHODS:
         raise UsageError(f"expected an explanation method of {METHODS}, got {method!r}.{did_you_mean(method, METHODS)}")
-    if target is not None and method != "gradient":
-        raise UsageError(f"`target` has no effect on method {method!r}; mend: use method='gradient'")
+    if target is not None and method not in ("gradient", "grad_cam"):
+        raise UsageError(f"`target` has no effect on method {method!r}; mend: use method='gradient' or 'grad_cam'")
     if method != "rollout" and (head_fusion != "mean" or discard_ratio):
         raise UsageError(f"head_fusion and discard_ratio have no effect on method {method!r}; they are rollout's")
     if model.training:
@@ -143,10 +182,7 @@ def _last_layer(readout: Tensor, recording: Recording, last: Tensor) -> Tensor:
 def _gradient_rows(
     logits: Tensor, target: Tensor | None, readout: Tensor, recording: Recording, layers: list[Tensor]
 ) -> Tensor:
-    target = logits.argmax(1) if target is None else target.to(logits.device)
-    if target.shape != logits.shape[:1]:
-        raise UsageError(f"expected one target class an image, shape ({len(logits)},), got {tuple(target.shape)}")
-    scores = logits.gather(1, target[:, None]).squeeze(1)
+    scores = logits.gather(1, chosen(logits, target)[:, None]).squeeze(1)
     pooled = recording.pooling()
     if pooled is None:
         return (readout.mean(1).unsqueeze(1) @ relevance(layers, scores)[1]).squeeze(1)

@@ -51,7 +51,7 @@ def write_report(folder: str | Path, *, dataset: Pictures | None = None) -> Path
         parts.append(Section("predictions", "Best and worst", pictures.best_and_worst(gallery)))
     if model is not None and preprocess is not None:
         if gallery is not None:
-            parts.append(Section("attention", "Attention", pictures.attention(gallery, model, preprocess)))
+            parts.append(Section("attention", "Where the model looked", pictures.attention(gallery, model, preprocess)))
         parts.append(Section("figures", "Inside the model", pictures.known_figures(model, gallery, preprocess)))
     parts.append(Section("recipe", "Recipe", sections.recipe(run)))
     parts.append(Section("next", "Next", sections.next_commands(run)))
@@ -94,7 +94,7 @@ def _model(run: Run, notes: list[str]) -> tuple[nn.Module | None, Preprocess | N
     try:
         model, card, _ = load_folder(run.folder / "best")
     except VitrailError as error:
-        notes.append(f"The best weights could not be read, so there are no attention maps: {error}")
+        notes.append(f"The best weights could not be read, so there are no maps of where the model looked: {error}")
         return None, None
     return model.eval(), Preprocess(card, card.input_size)
 

@@ -15,14 +15,20 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.errors import UsageError
-from vitrail.explain.draw import Bar, Box, Tile, as_picture, overlay, place, resized, sheet
-from vitrail.explain.maps import scale01
+from vitrail.explain.draw import Bar, Box, Tile, as_picture, overlay, place, resized, scaled, sheet
+from vitrail.explain.maps import Method, scale01
 
 NAMES = {
     "rollout": "attention rollout",
     "class_token": "last-layer attention",
     "gradient": "gradient-weighted attention",
+    "grad_cam": "Grad-CAM",
 }
+
+
+def measure_of(method: str) -> str:
+    """Return what the colours of a method's map say."""
+    return "importance" if method == "grad_cam" else "attention"
 
 
 @dataclass(frozen=True)
@@ -31,36 +37,38 @@ class Explanation:
 
     Attributes:
         name: of the image.
-        method: "rollout", "class_token" or "gradient".
+        method: "rollout", "class_token", "gradient" or "grad_cam".
         label: the class explained; score: its probability.
         grid_map: (h, w) the map a value a patch, 0..1.
         per_head: (heads, h, w) each head's map scaled by itself, for "class_token"; else None.
         head: the head that ``map`` shows, or None for all of them together.
-        box: the part of the image that the model's patches cover.
+        box: the part of the image that the model's patches cover; the last cells of a feature map may reach beyond.
+        seen: the part of it that the model saw.
     """
 
     name: str
-    method: str
+    method: Method
     label: str
     score: float
     grid_map: Tensor
     per_head: Tensor | None
     head: int | None
     box: Box
+    seen: Box
     image: Tensor = field(repr=False)
 
     @property
     def map(self) -> NDArray[np.float32]:
         """(H, W) float32 in 0..1 at the image's own size: bicubic between patches, 0 where the model saw nothing."""
-        return place(self.grid_map, (self.image.shape[1], self.image.shape[2]), self.box)
+        return place(self.grid_map, (self.image.shape[1], self.image.shape[2]), self.box, self.seen)
 
     def overlay(self, *, most: int = 640, grid_map: Tensor | None = None) -> NDArray[np.uint8]:
         """Return the map over the image, whole and in its own aspect ratio, ``most`` pixels at its longer side."""
         picture = resized(as_picture(self.image), most=most)
         fy, fx = picture.shape[0] / self.image.shape[1], picture.shape[1] / self.image.shape[2]
-        box = (self.box[0] * fx, self.box[1] * fy, self.box[2] * fx, self.box[3] * fy)
-        heat = place(self.grid_map if grid_map is None else grid_map, picture.shape[:2], box)
-        return overlay(picture, heat, box)
+        heat = self.grid_map if grid_map is None else grid_map
+        seen = scaled(self.seen, fx, fy)
+        return overlay(picture, place(heat, picture.shape[:2], scaled(self.box, fx, fy), seen), seen)
 
     def plot(self, path: str | Path | None = None, *, most: int = 480) -> Image.Image:
         """Draw the image and the map over it side by side, with a colour bar; save it if ``path`` is given."""
@@ -73,7 +81,7 @@ class Explanation:
             tiles,
             columns=2,
             title=f"{self.label}  {100 * self.score:.1f} %",
-            bar=Bar("low", "high", "attention", "ember"),
+            bar=Bar("low", "high", measure_of(self.method), "ember"),
             gap=16,
             size=16,
         )

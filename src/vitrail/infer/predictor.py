@@ -147,7 +147,7 @@ class Predictor:
         self,
         image: Images,
         *,
-        method: Method = "rollout",
+        method: Method | None = None,
         head: int | None = None,
         target: int | str | None = None,
     ) -> Explanation:
@@ -155,10 +155,12 @@ class Predictor:
 
         Args:
             image: one image, as for a prediction.
-            method: "rollout" (attention through all layers), "class_token" (the last layer's attention, each head) or
-                "gradient" (attention weighted by the gradient of the class score); see :mod:`vitrail.explain.maps`.
+            method: "rollout" (attention through all layers), "class_token" (the last layer's attention, each head),
+                "gradient" (attention weighted by the gradient of the class score) or "grad_cam" (the last feature map
+                weighted by it); see :mod:`vitrail.explain.maps`. Default "rollout" where every layer attends to all
+                patches, else "grad_cam", which every model has.
             head: show this head alone; for "class_token".
-            target: explain this class (name or index) and not the predicted one; for "gradient".
+            target: explain this class (name or index) and not the predicted one; for "gradient" and "grad_cam".
 
         Raises :class:`DataError` if the image cannot be read, :class:`UsageError` for an option without effect.
         """
@@ -182,16 +184,16 @@ class Predictor:
                 raise UsageError(f"expected a head in 0..{len(per_head) - 1}, got {head}")
             shown, per_head = shown if head is None else per_head[head], scale01(per_head)
         layout = patch_layout(self.model, batch)
-        covered = (layout.grid[0] * layout.patch_size[0], layout.grid[1] * layout.patch_size[1])
         return Explanation(
             name=item.name,
-            method=method,
+            method=found.method,
             label=self.classes.names[index],
             score=float(scores[index]),
             grid_map=scale01(shown),
             per_head=per_head,
             head=head,
-            box=self.preprocess.box(pixels, covered),
+            box=self.preprocess.box(pixels, layout.covered),
+            seen=self.preprocess.box(pixels, layout.seen(self.img_size)),
             image=pixels,
         )
 

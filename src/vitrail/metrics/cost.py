@@ -155,11 +155,11 @@ def cost(
             module.train().requires_grad_()(image)
     kept = rows.by_row({name: sum(found) for name, found in rows.take("kept").items()})
     params = rows.by_row(rows.params())
-    layers = []
+    costs = []
     for row, kind in rows.kinds.items():
         called = tuple(call for name, found in calls.items() if rows.row(name) == row for call in found)
-        layers.append(LayerCost(row, kind, params.get(row, 0), macs.get(row, 0), kept.get(row, 0), called))
-    used = tuple(layer for layer in layers if layer.params or layer.macs or layer.kept)
+        costs.append(LayerCost(row, kind, params.get(row, 0), macs.get(row, 0), kept.get(row, 0), called))
+    used = tuple(layer for layer in costs if layer.params or layer.macs or layer.kept)
     return Cost(sum(params.values()), sum(modules.values()), size, products.peak, used, modules)
 
 
@@ -168,7 +168,7 @@ class _Rows:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.kinds = {"": type(model).__name__} | dict(_layers(model))
+        self.kinds = {"": type(model).__name__} | dict(layers(model))
         self.notes: dict[str, dict[str, list[Any]]] = {}
         self.running: list[str] = [""]
 
@@ -235,11 +235,11 @@ class _Rows:
         return torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
 
 
-def _layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield name and class of each block, and of each part outside the blocks."""
+def layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield name and class of each block of a model, and of each part outside the blocks."""
     for name, child in module.named_children():
         if _holds_blocks(child) or any(_holds_blocks(part) for part in child.children()):
-            yield from _layers(child, f"{prefix}{name}.")
+            yield from layers(child, f"{prefix}{name}.")
         else:
             yield prefix + name, type(child).__name__
 
