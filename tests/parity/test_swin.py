@@ -18,7 +18,7 @@ from tests.peers import randomise, relative_difference, timm, transformers
 from vitrail import models
 from vitrail.errors import WeightsError
 from vitrail.models.swin import Numerics, SwinConfig
-from vitrail.weights import export_weights, load_weights
+from vitrail.weights import Card, export_weights, load_folder, load_weights, save_folder
 from vitrail.weights.families.swin import FAMILY
 
 TOLERANCE = 1e-5
@@ -243,6 +243,26 @@ def test_what_other_libraries_cannot_hold_is_said():
         FAMILY.to_transformers(replace(SWIN, numerics=Numerics(always_shift=True)), None)
     with pytest.raises(WeightsError, match="layer_norm_eps"):
         FAMILY.from_transformers({"model_type": "swin", "layer_norm_eps": 1e-6}, {})
+
+
+@torch.no_grad()
+def test_folders_are_read_by_timm_and_ours_read_theirs(tmp_path):
+    ours = randomise(models.create_model("test_swin", num_classes=7))
+    card = Card(name="test_swin", input_size=(32, 32), num_classes=7)
+    folder = save_folder(tmp_path / "ours", ours, card=card, classes=None)
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    x = images(ours.config, 32, 32)
+    assert relative_difference(ours.eval()(x), theirs(x)) <= TOLERANCE
+    peer = hf_peer(BACKBONE)
+    peer.save_pretrained(tmp_path / "theirs")
+    read = load_folder(tmp_path / "theirs")[0].eval()
+    assert read.config == BACKBONE
+    again = load_folder(save_folder(tmp_path / "backbone", read, card=Card(), classes=None))[0].eval()
+    assert again.config == BACKBONE
+    x = images(BACKBONE, 40, 60)
+    expected = peer(x).feature_maps[1]
+    assert relative_difference(read.features(x).maps[4], expected) <= TOLERANCE
+    assert relative_difference(again.features(x).maps[4], expected) <= TOLERANCE
 
 
 FACTS = {  # architecture fact sheet
