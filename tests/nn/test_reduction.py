@@ -125,3 +125,17 @@ def test_initial_spread_of_convolutions():
     spreads = [float(m.weight.detach().std()) for m in model]
     torch.testing.assert_close(spreads, [(2 / (9 * 64)) ** 0.5, (2 / 9) ** 0.5, 0.02], rtol=0.05, atol=0.0)
     assert all(not m.bias.any() for m in model)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("size", [(3, 40, 28), (2, 130, 130)])  # images apart; channels apart too
+@torch.inference_mode()
+def test_pieces_of_a_hidden_layer_add_up(size, relu):
+    """What stays in the cache without a backward pass is the same function; a hook makes it run whole."""
+    mlp = ConvFeedForward(6, 192, relu=relu).eval()
+    x = torch.randn(*size, 6)
+    apart = mlp(x)
+    calls = []
+    mlp.dwconv.register_forward_hook(lambda module, args, out: calls.append(out.shape))
+    torch.testing.assert_close(mlp(x), apart, atol=1e-5, rtol=1e-5)
+    assert calls == [(size[0], 192, *size[1:])]

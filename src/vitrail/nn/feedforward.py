@@ -8,15 +8,20 @@ B batch, N tokens, C width, (h, w) grid.
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .residual import watched
+
 Gelu = Literal["erf", "tanh"]
 
 PIECE = 1024  # tokens whose hidden layer stays in a processor's cache
+HIDDEN = 2**18  # numbers of a hidden layer that do
 
 
 class FeedForward(nn.Module):
@@ -80,7 +85,30 @@ class ConvFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens on their grid (B, h, w, C) -> (B, h, w, C)."""
+        if not _better_in_pieces(x) or self.training or watched(self):
+            return self._run(x)
+        tokens, hidden = x.shape[1:3].numel(), self.fc1.out_features
+        slices = math.ceil(tokens * hidden / HIDDEN)
+        width = math.ceil(hidden / slices / 64) * 64  # other numbers of channels leave vector units idle
+        run = self._run if width >= hidden else partial(self._run_in_slices, width=width)
+        return torch.cat([run(images) for images in torch.split(x, max(PIECE // tokens, 1))])
+
+    def _run(self, x: Tensor) -> Tensor:
         hidden = self.relu(self.fc1(x)).permute(0, 3, 1, 2)  # a channels-last map: no copy
         hidden = self.drop(F.gelu(self.dwconv(hidden).permute(0, 2, 3, 1)))
         out: Tensor = self.drop(self.fc2(hidden))
         return out
+
+    def _run_in_slices(self, x: Tensor, width: int) -> Tensor:
+        """The same without dropout, ``width`` hidden channels at a time.
+
+        A hidden channel sees no other one between the two linear layers, so what slices of them give adds up.
+        """
+        assert self.dwconv.bias is not None
+        rows = (self.fc1.weight, self.fc1.bias, self.dwconv.weight, self.dwconv.bias, self.fc2.weight.t())
+        total = self.fc2.bias.expand(x.shape[:3].numel(), -1).clone()
+        for into, bias1, kernel, bias2, out_of in zip(*(torch.split(r, width) for r in rows), strict=True):
+            hidden = self.relu(F.linear(x, into, bias1)).permute(0, 3, 1, 2)
+            hidden = F.conv2d(hidden, kernel, bias2, padding=1, groups=len(kernel)).permute(0, 2, 3, 1)
+            total.addmm_(F.gelu(hidden).flatten(0, 2), out_of)
+        return total.view(x.shape)
