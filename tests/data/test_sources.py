@@ -347,3 +347,14 @@ def test_subset_keeps_order_and_pixels(folder: Path) -> None:
     assert part.labels.tolist() == data.labels[[3, 1]].tolist()
     assert torch.equal(part.read(0), data.read(3))
     assert part.blob(1) == (folder / data.name(1)).read_bytes()
+
+
+def test_a_share_of_train_is_stratified_and_nested():
+    whole, part, less = (open_dataset("digits", train_fraction=f) for f in (1.0, 0.5, 0.2))
+    assert len(part.train) == round(0.5 * len(whole.train))
+    assert (part.val.rows == whole.val.rows).all()
+    assert set(less.train.rows) < set(part.train.rows) < set(whole.train.rows)
+    share = part.train.counts() / whole.train.counts()
+    assert share.min() > 0.45
+    assert share.max() < 0.55
+    assert any("train_fraction 0.5" in note for note in part.notes)

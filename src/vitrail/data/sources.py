@@ -41,6 +41,7 @@ def open_dataset(
     *,
     val_fraction: float = 0.1,
     test_fraction: float = 0.0,
+    train_fraction: float = 1.0,
     seed: int = 0,
     allow_empty: bool = False,
     outside_links: bool = False,
@@ -48,7 +49,8 @@ def open_dataset(
     """Open a data set: a folder, a CSV or TSV, parquet, or a built-in name (``digits``).
 
     A missing val part is cut off train (``val_fraction``, stratified, by ``seed``); a ``test`` part stays untouched,
-    and one is cut off only if ``test_fraction`` asks for it. ``allow_empty`` accepts classes without images;
+    and one is cut off only if ``test_fraction`` asks for it. ``train_fraction`` keeps that share of what is left of
+    train (stratified; of one seed, a smaller share lies within a larger). ``allow_empty`` accepts classes without images;
     ``outside_links`` follows links that leave the folder. Nothing is decoded here.
 
     Raises :class:`DataError`: missing path, nothing to learn from, fewer than two classes, an empty class, a class of
@@ -69,6 +71,8 @@ def open_dataset(
         _cut(sets, "test", test_fraction, seed + 1, notes)
     if "val" not in sets:
         _cut(sets, "val", val_fraction, seed, notes)
+    if train_fraction < 1:
+        _keep(sets, train_fraction, seed, notes)
     return Splits(sets["train"], sets["val"], sets.get("test"), layout.classes, notes)
 
 
@@ -171,3 +175,11 @@ def _cut(sets: dict[str, ImageSet], split: str, fraction: float, seed: int, note
     alone = [train.classes.names[c] for c in np.flatnonzero(train.counts() == 1)]
     if alone:
         notes.append(f"classes with one training image, and so none in {split}: {listed(alone)}")
+
+
+def _keep(sets: dict[str, ImageSet], fraction: float, seed: int, notes: list[str]) -> None:
+    """Keep a stratified share of train, and say so."""
+    train = sets["train"]
+    _, kept = stratified_split(train.labels, fraction, seed=seed + 2)
+    sets["train"] = train.subset(kept)
+    notes.append(f"{len(kept)} of {len(train)} training images used (train_fraction {fraction:g})")

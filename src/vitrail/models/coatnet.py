@@ -380,24 +380,23 @@ VARIANTS["coatnet_rmlp_2_rw_384"] = replace(VARIANTS["coatnet_rmlp_2_rw_224"], i
 
 # for pictures of 32 and 64 pixels, on a laptop; ours
 _LITTLE = CoAtNetForm(conv=MBConvForm(stride="pool", pool="avg"), pool="avg")
-VARIANTS["coatnet_pico_32"] = CoAtNetConfig(
-    img_size=(32, 32),
-    stem_widths=(32, 48),
-    stem_stride=2,
-    widths=(48, 96, 96, 128),
-    depths=(2, 2, 3, 2),
-    strides=(1, 2, 1, 2),
-    form=_LITTLE,
-)
-VARIANTS["coatnet_nano_32"] = CoAtNetConfig(
-    img_size=(32, 32),
-    stem_widths=(32, 64),
-    stem_stride=1,
-    widths=(64, 128, 160, 224),
-    depths=(2, 4, 2, 2),
-    strides=(2, 2, 1, 2),
-    form=_LITTLE,
-)
+VARIANTS |= {
+    f"coatnet_{size}_{side}": CoAtNetConfig(
+        img_size=(side, side),
+        stem_widths=(widths[0] // 2, widths[0]),
+        stem_stride=side // 32,
+        widths=widths,
+        depths=depths,
+        strides=(2, 2, 1, 2),
+        form=_LITTLE,
+    )
+    for size, widths, depths in (
+        ("femto", (32, 64, 64, 64), (2, 2, 2, 2)),
+        ("pico", (48, 96, 96, 128), (2, 2, 3, 2)),
+        ("nano", (64, 128, 160, 224), (2, 4, 2, 2)),
+    )
+    for side in (32, 64)
+}
 VARIANTS["test_coatnet"] = CoAtNetConfig(
     img_size=(32, 32),
     num_classes=10,

@@ -141,7 +141,12 @@ def _open(recipe: Recipe) -> Splits:
     d = recipe.data
     fraction = d.val_fraction if isinstance(d.val_fraction, float) else 0.1
     return open_dataset(
-        d.source, val_fraction=fraction, test_fraction=d.test_fraction, seed=d.seed, allow_empty=d.allow_empty
+        d.source,
+        val_fraction=fraction,
+        test_fraction=d.test_fraction,
+        train_fraction=d.train_fraction,
+        seed=d.seed,
+        allow_empty=d.allow_empty,
     )
 
 

@@ -54,6 +54,9 @@ class Data(Section):
         "auto", description="share of train held out, only where there is no val split (0.1)"
     )
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="held out if there is no test split")
+    train_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="share of the training images to use, to see what more data bring"
+    )
     seed: int = Field(0, description="of the held-out splits; kept apart from train.seed so that runs compare")
     cache: Literal["auto", "none", "all"] = Field("auto", description="keep images in memory; auto: what fits well")
     workers: Annotated[int, Field(ge=0)] | Auto = Field("auto", description="reading threads; auto: one a core")
