@@ -176,3 +176,44 @@ def test_momentum_without_muon_is_an_error():
     with pytest.raises(UsageError, match="momentum has no effect with name: adamw"):
         Recipe.load({"optim.name": "adamw", "optim.momentum": 0.9}, environment={})
     assert Recipe.load({"optim.name": "muon"}, environment={}).optim.momentum == 0.95
+
+
+def test_batch_norms_stay_float32_to_the_last_bit_in_bf16() -> None:
+    model = create_model("test_coatnet", num_classes=4)
+    norm = model.stages[0].blocks[0].norm1
+    with torch.no_grad():
+        norm.running_mean.fill_(1 + 2**-12)  # bfloat16 would round it to 1
+    masters = Masters(model, SETTINGS, torch.bfloat16)
+    assert model.stem.conv1.weight.dtype == torch.bfloat16
+    assert norm.weight.dtype == norm.running_mean.dtype == torch.float32
+    assert bool((norm.running_mean == 1 + 2**-12).all())
+    before = norm.weight.detach().clone()
+    model(torch.randn(4, 3, 32, 32).bfloat16()).float().square().sum().backward()
+    masters.gather()
+    masters.update(0.1)
+    assert not torch.equal(norm.weight, before)
+    assert not bool((norm.running_mean == 1 + 2**-12).any())
+
+
+def test_batch_norms_and_tables_are_not_decayed_and_convolutions_are_muons() -> None:
+    groups = split(create_model("test_coatnet", num_classes=4), "muon")
+    assert all("norm" in name for name in groups["batch_norms"])
+    assert "stages.0.blocks.0.norm1.weight" in groups["batch_norms"]
+    assert "stages.2.blocks.0.positions.table" in groups["plain"]
+    assert {"stem.conv1.weight", "stages.0.blocks.0.expand.weight"} <= groups["matrices"].keys()
+    assert {"stages.0.blocks.0.depthwise.weight", "head.weight"} <= groups["decayed"].keys()
+
+
+def test_ema_averages_running_statistics_too() -> None:
+    model = create_model("test_coatnet", num_classes=4)
+    masters = Masters(model, SETTINGS)
+    buffers = {n: b for n, b in model.named_buffers() if "running" in n or "num_batches" in n}
+    ema = Ema(masters, 0.5, buffers)
+    start = ema.statistics["stem.norm1.running_mean"].clone()
+    model(torch.randn(4, 3, 32, 32)).sum().backward()
+    masters.gather()
+    masters.update(0.1)
+    ema.update()
+    moved = model.stem.norm1.running_mean
+    torch.testing.assert_close(ema.statistics["stem.norm1.running_mean"], start.lerp(moved, 1 - 2 / 11))
+    assert int(ema.statistics["stem.norm1.num_batches_tracked"]) == 1
