@@ -50,8 +50,8 @@ def open_dataset(
 
     A missing val part is cut off train (``val_fraction``, stratified, by ``seed``); a ``test`` part stays untouched,
     and one is cut off only if ``test_fraction`` asks for it. ``train_fraction`` keeps that share of what is left of
-    train (stratified; of one seed, a smaller share lies within a larger). ``allow_empty`` accepts classes without images;
-    ``outside_links`` follows links that leave the folder. Nothing is decoded here.
+    train (stratified; of one seed, a smaller share lies within a larger). ``allow_empty`` accepts classes without
+    images; ``outside_links`` follows links that leave the folder. Nothing is decoded here.
 
     Raises :class:`DataError`: missing path, nothing to learn from, fewer than two classes, an empty class, a class of
     val or test that train does not have.
