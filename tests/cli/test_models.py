@@ -28,6 +28,8 @@ def test_the_table_has_every_model_that_matches(vitrail):
         "resnet34",
         "resnetv2_50x1_bit",
         "pvt_small",
+        "swin_small_patch4_window7_224",
+        "vit_small_r26_s32_224",
         "pvt_v2_b2_li",
         "coatnet_0_rw_224",
         "coatnet_rmlp_nano_rw_224",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitrail.explain.charts import Plot, Series, nice_ticks, number, span_of, text_of
+from vitrail.explain.charts import Plot, Series, log_ticks, nice_ticks, number, span_of, text_of
 from vitrail.explain.colors import ANCHORS, colorize
 from vitrail.explain.draw import Bar, Tile, data_uri, fit_text, font, overlay, place, resized, sheet, upsample
 
@@ -125,3 +125,12 @@ def test_points_lie_where_the_axes_say():
 def test_text_is_escaped_for_attributes_too():
     assert text_of("<a href='x'>\"&") == "&lt;a href=&#x27;x&#x27;&gt;&quot;&amp;"
     assert text_of("\ud800\x07") == "\ufffd\ufffd"
+
+
+def test_logarithmic_axes():
+    assert log_ticks(5, 2000) == [10, 100, 1000]
+    assert log_ticks(112, 896) == [200, 500]
+    plot = Plot("t", "x", "y", (1, 100), (10, 1000), log=True)
+    assert plot.x(10) == pytest.approx((plot.x(1) + plot.x(100)) / 2)
+    assert plot.y(100) == pytest.approx((plot.y(10) + plot.y(1000)) / 2)
+    assert "1e" not in plot.svg([Series("a", [(1, 10), (100, 1000)])])

