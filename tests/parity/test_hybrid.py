@@ -12,7 +12,7 @@ import torch
 from tests.peers import randomise, relative_difference, timm
 from vitrail import models
 from vitrail.models.hybrid import HybridConfig
-from vitrail.weights import export_weights, load_weights
+from vitrail.weights import Card, export_weights, load_folder, load_weights, save_folder
 from vitrail.weights.families.hybrid import FAMILY
 
 TOLERANCE = 1e-5
@@ -131,3 +131,15 @@ def test_configs_come_back(name):
 def test_a_patch_must_be_whole_cells():
     with pytest.raises(ValueError, match="multiple of 8"):
         replace(STAGES, patch_size=12)
+
+
+@torch.no_grad()
+def test_a_folder_is_read_by_timm(tmp_path):
+    """timm builds other transformers behind a network that one of its variants has."""
+    config = replace(models.config_of("vit_tiny_r_s16_p8_224"), img_size=(64, 64), embed_dim=48, depth=2, num_classes=7)
+    ours = randomise(models.build(config))
+    folder = save_folder(tmp_path / "ours", ours, card=Card(input_size=(64, 64)))
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    x = images(config, 64, 64)
+    assert relative_difference(ours(x), theirs(x)) <= TOLERANCE
+    assert load_folder(folder)[0].config == config

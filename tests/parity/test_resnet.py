@@ -13,7 +13,7 @@ from vitrail import models
 from vitrail.errors import WeightsError
 from vitrail.models.bit import BiTConfig
 from vitrail.models.resnet import ResNetConfig
-from vitrail.weights import export_weights, load_weights
+from vitrail.weights import Card, export_weights, load_folder, load_weights, save_folder
 from vitrail.weights.families.bit import FAMILY as BIT_FAMILY
 from vitrail.weights.families.resnet import FAMILY as RESNET_FAMILY
 
@@ -145,9 +145,8 @@ def by_our_names(peer, ours):
 @torch.no_grad()
 def test_bit_npz_as_timm_reads_it(tmp_path):
     """What we write under the original's names, timm's own reader takes; what it would hold, we read."""
-    config = replace(models.config_of("resnetv2_50x1_bit"), num_classes=5)
-    ours, peer = models.build(config).eval(), timm.create_model("resnetv2_50x1_bit", num_classes=5).eval()
-    randomise(ours)
+    config = BIT
+    ours, peer = randomise(models.build(config)), timm_peer(config)
     arrays = {name: tensor.numpy() for name, tensor in export_weights(ours, "original").items()}
     np.savez(tmp_path / "bit.npz", **arrays)
     peer.load_pretrained(str(tmp_path / "bit.npz"))
@@ -163,9 +162,11 @@ def test_bit_npz_as_timm_reads_it(tmp_path):
 def test_torchvision_file_is_read(tmp_path):
     from tests.peers import torchvision
 
-    peer, ours = randomise(torchvision.models.resnet18(num_classes=7)), models.create_model("resnet18", num_classes=7)
-    torch.save(peer.state_dict(), tmp_path / "resnet18.pth")
-    load_weights(ours.eval(), tmp_path / "resnet18.pth")
+    block = torchvision.models.resnet.BasicBlock
+    peer = randomise(torchvision.models.ResNet(block, [1, 1, 1, 1], num_classes=7))
+    ours = models.create_model("resnet18", num_classes=7, depths=(1, 1, 1, 1)).eval()
+    torch.save(peer.state_dict(), tmp_path / "resnet.pth")
+    load_weights(ours, tmp_path / "resnet.pth")
     x = images(ours.config, 64, 96)
     assert relative_difference(ours(x), peer(x)) <= TOLERANCE
     peer.load_state_dict(export_weights(ours, "original"), strict=True)
@@ -199,13 +200,11 @@ COUNTS = {  # fact sheet, sections 6 and 7
 }
 
 
-@pytest.mark.parametrize("name", [n for n in models.list_models("resnet*") if "_32" not in n])
-def test_counts(name):
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_equal_the_papers(name):
     with torch.device("meta"):
-        ours, peer = models.create_model(name), timm.create_model(name)
-    count = sum(p.numel() for p in ours.parameters())
-    assert count == sum(p.numel() for p in peer.parameters())
-    assert count == COUNTS.get(name, count)
+        model = models.create_model(name)
+    assert sum(p.numel() for p in model.parameters()) == COUNTS[name]
 
 
 def test_the_papers_network_for_cifar():
@@ -252,3 +251,23 @@ def test_forms_we_lack_are_refused():
         BIT_FAMILY.from_transformers(data | {"layer_type": "bottleneck"}, {})
     with pytest.raises(WeightsError, match="avg_down"):
         RESNET_FAMILY.from_timm({"architecture": "resnet50", "model_args": {"avg_down": True}}, {})
+
+
+@torch.no_grad()
+def test_folders_are_read_by_timm_and_ours_read_theirs(tmp_path):
+    for config in (RESNET, BASIC):
+        ours = randomise(models.build(config))
+        folder = save_folder(tmp_path / config.block, ours, card=Card(input_size=(64, 64)))
+        x = images(config, 64, 64)
+        theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        assert relative_difference(ours(x), theirs(x)) <= TOLERANCE
+    for config in (RESNET, BASIC, BIT):
+        peer, at = hf_peer(config), tmp_path / f"hf-{id(config)}"
+        peer.save_pretrained(at)
+        read = load_folder(at)[0].eval()
+        assert replace(read.config, img_size=config.img_size) == config
+        again = load_folder(save_folder(tmp_path / f"own-{id(config)}", read, card=Card()))[0].eval()
+        assert again.config == read.config
+        x = images(config, 50, 66)
+        for model in (read, again):
+            assert relative_difference(model(x), peer(x).logits) <= TOLERANCE
