@@ -119,7 +119,7 @@ def configure(config: Any, overrides: Mapping[str, Any]) -> Any:
     """
     fields = [f.name for f in dataclasses.fields(config)]
     require_known(overrides, fields, "model keyword")
-    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}  # JSON has lists only
+    changes = {k: _tuples(v) for k, v in overrides.items()}  # JSON has lists only
     if "img_size" in changes:
         changes["img_size"] = as_size(changes["img_size"])
     for name, value in changes.items():
@@ -130,6 +130,11 @@ def configure(config: Any, overrides: Mapping[str, Any]) -> Any:
         return dataclasses.replace(config, **changes)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _tuples(value: Any) -> Any:
+    """Return a value with every list in it, and in its lists, as a tuple."""
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 def as_size(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
