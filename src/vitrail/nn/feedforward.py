@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .fused import ACTIVATIONS, Activation, conv_act, linear_act
 from .residual import watched
 
 Gelu = Literal["erf", "tanh"]
+ACTS: dict[str, Activation] = {"erf": "gelu", "tanh": "gelu_tanh"}
 
 PIECE = 1024  # tokens whose hidden layer stays in a processor's cache
 HIDDEN = 2**18  # numbers of a hidden layer that do
@@ -38,7 +40,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
-        self.approximate = {"erf": "none", "tanh": "tanh"}[gelu]
+        self.act = ACTS[gelu]
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,8 +51,11 @@ class FeedForward(nn.Module):
         return torch.cat(pieces).view(x.shape)
 
     def _run(self, x: Tensor) -> Tensor:
-        hidden = self.drop(F.gelu(self.fc1(x), approximate=self.approximate))
-        out: Tensor = self.drop(self.fc2(hidden))
+        if self.fc1._forward_hooks or self.fc1._forward_pre_hooks:
+            hidden = ACTIVATIONS[self.act](self.fc1(x))
+        else:
+            hidden = linear_act(x, self.fc1.weight, self.fc1.bias, self.act)
+        out: Tensor = self.drop(self.fc2(self.drop(hidden)))
         return out
 
 
@@ -78,7 +83,7 @@ class ConvFeedForward(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, *, relu: bool = False, drop: float = 0.0) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
-        self.relu = nn.ReLU() if relu else nn.Identity()
+        self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
         self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
@@ -95,7 +100,12 @@ class ConvFeedForward(nn.Module):
 
     def _run(self, x: Tensor) -> Tensor:
         hidden = self.relu(self.fc1(x)).permute(0, 3, 1, 2)  # a channels-last map: no copy
-        hidden = self.drop(F.gelu(self.dwconv(hidden).permute(0, 2, 3, 1)))
+        conv = self.dwconv
+        if conv._forward_hooks or conv._forward_pre_hooks:
+            hidden = F.gelu(conv(hidden))
+        else:
+            hidden = conv_act(hidden, conv.weight, conv.bias, "gelu", padding=1, groups=conv.groups)
+        hidden = self.drop(hidden.permute(0, 2, 3, 1))
         out: Tensor = self.drop(self.fc2(hidden))
         return out
 
@@ -109,6 +119,6 @@ class ConvFeedForward(nn.Module):
         total = self.fc2.bias.expand(x.shape[:3].numel(), -1).clone()
         for into, bias1, kernel, bias2, out_of in zip(*(torch.split(r, width) for r in rows), strict=True):
             hidden = self.relu(F.linear(x, into, bias1)).permute(0, 3, 1, 2)
-            hidden = F.conv2d(hidden, kernel, bias2, padding=1, groups=len(kernel)).permute(0, 2, 3, 1)
-            total.addmm_(F.gelu(hidden).flatten(0, 2), out_of)
+            hidden = conv_act(hidden, kernel, bias2, "gelu", padding=1, groups=len(kernel)).permute(0, 2, 3, 1)
+            total.addmm_(hidden.flatten(0, 2), out_of)
         return total.view(x.shape)
