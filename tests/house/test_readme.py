@@ -60,7 +60,13 @@ def test_python_runs(home, code):
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
 
 
-PAGES = ["docs/tour/attention.md", "docs/tour/hybrid.md", "docs/tour/resnet.md", "docs/guide/models.md", "docs/guide/explain.md"]
+PAGES = [
+    "docs/tour/attention.md",
+    "docs/tour/hybrid.md",
+    "docs/tour/resnet.md",
+    "docs/guide/models.md",
+    "docs/guide/explain.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)
