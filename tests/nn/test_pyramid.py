@@ -40,7 +40,9 @@ def test_each_cell_sees_its_own_place():
 
 
 class _Backbone(nn.Module):
-    feature_channels = {4: 3, 8: 5}
+    def __init__(self):
+        super().__init__()
+        self.feature_channels = {4: 3, 8: 5}
 
     def features(self, images):
         maps = {s: torch.zeros(1, c, images.shape[2] // s, images.shape[3] // s) for s, c in ((4, 3), (8, 5))}

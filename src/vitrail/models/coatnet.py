@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from vitrail.nn.attention import Attention
 from vitrail.nn.feedforward import FeedForward
+from vitrail.nn.fused import ACTIVATIONS
 from vitrail.nn.init import initialise
-from vitrail.nn.mbconv import ACTIVATIONS, MBConv, MBConvForm, Pool, Shortcut, halve
+from vitrail.nn.mbconv import MBConv, MBConvForm, Pool, Shortcut, halve
 from vitrail.nn.norms import LayerNorm2d
 from vitrail.nn.relative import LogRelativePositionBias, RelativePositionBias
 from vitrail.nn.residual import DropPath, LayerScale, drop_path_rates

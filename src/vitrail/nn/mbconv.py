@@ -17,14 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .fused import ACTIVATIONS, Activation, conv_act, linear_act
 from .norms import affine
 from .residual import DropPath, watched
 
-Activation = Literal["gelu", "silu", "relu"]
 Stride = Literal["expand", "depthwise", "pool"]
 Pool = Literal["max", "avg", "max3"]
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,8 @@ class Shortcut(nn.Module):
 
 def on_channels(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply a layer of the last axis to the channels of a map; in channels-last memory nothing is copied."""
-    return layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    out: Tensor = layer(x.permute(0, 2, 3, 1))
+    return out.permute(0, 3, 1, 2)
 
 
 class SqueezeExcite(nn.Module):
@@ -88,7 +87,7 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
-        gate = self.fc2(ACTIVATIONS[self.act](self.fc1(x.mean((2, 3))))).sigmoid()
+        gate: Tensor = self.fc2(ACTIVATIONS[self.act](self.fc1(x.mean((2, 3))))).sigmoid()
         return x * gate[:, :, None, None]
 
 
@@ -157,15 +156,21 @@ class MBConv(nn.Module):
         weight = out[0][:, None] * self.expand.weight
         shift = out[1] + weight @ into[1]
         weight, shift = (weight * into[0]).to(x.dtype), shift.to(x.dtype)  # norms may be in float32, the rest in bf16
-        x = self.act(on_channels(lambda t: F.linear(t, weight, shift), self._thin(x)))
+        x = on_channels(lambda t: linear_act(t, weight, shift, self.form.act), self._thin(x))
         conv = self.depthwise
         if self.form.gate_early:
             early: Tensor = conv(x)
             return early
         scale, shift = affine(self.norm2)
         kernel = conv.weight * scale[:, None, None, None]
-        return self.act(
-            F.conv2d(x, kernel.to(x.dtype), shift.to(x.dtype), conv.stride, conv.padding, groups=conv.groups)
+        return conv_act(
+            x,
+            kernel.to(x.dtype),
+            shift.to(x.dtype),
+            self.form.act,
+            stride=conv.stride[0],
+            padding=1,
+            groups=conv.groups,
         )
 
     def _gated(self, x: Tensor) -> Tensor:

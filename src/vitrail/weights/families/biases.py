@@ -41,7 +41,7 @@ def _square(name: str, rows: int) -> Grid:
     side = (math.isqrt(rows) + 1) // 2
     if (2 * side - 1) ** 2 != rows:
         raise WeightsError(
-            f"cannot tell the grid of {name}.table with {rows} rows. mend: load it from a folder whose config.json gives"
-            " the image size, or into a model of the image size it was trained with."
+            f"cannot tell the grid of {name}.table with {rows} rows. mend: load it from a folder whose config.json"
+            " gives the image size, or into a model of the image size it was trained with."
         )
     return side, side

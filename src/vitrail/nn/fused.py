@@ -1,0 +1,74 @@
+"""A layer and the activation behind it in one pass over memory, where the CPU's library has that.
+
+What a layer writes goes out to memory, and an activation reads and writes it all again: for GELU as long as the layer
+itself in narrow networks. oneDNN applies it while a number is still in a register; torch uses those kernels when it
+compiles, and here they are called in eager mode: on a CPU, where no gradient is asked for. Everywhere else, and on a
+build of torch without them, the two steps are made one after the other. The numbers agree to rounding.
+
+B batch, N tokens, C width, (h, w) map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "relu": F.relu,
+}
+_NAMES = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", ""), "relu": ("relu", "")}
+
+
+def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation) -> Tensor:
+    """Return ``act(x weightᵀ + bias)``: (..., C) -> (..., C')."""
+    kernel = _kernel("_linear_pointwise", x, weight, bias)
+    if kernel is None:
+        return ACTIVATIONS[act](F.linear(x, weight, bias))
+    name, algorithm = _NAMES[act]
+    out: Tensor = kernel(x, weight, bias, name, [], algorithm)
+    return out
+
+
+def conv_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    act: Activation,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+) -> Tensor:
+    """Return ``act(conv2d(x, weight, bias))``: (B, C, h, w) -> (B, C', h', w')."""
+    kernel = _kernel("_convolution_pointwise", x, weight, bias)
+    if kernel is None:
+        return ACTIVATIONS[act](F.conv2d(x, weight, bias, stride, padding, groups=groups))
+    name, algorithm = _NAMES[act]
+    out: Tensor = kernel(x, weight, bias, [padding] * 2, [stride] * 2, [1, 1], groups, name, [], algorithm)
+    return out
+
+
+def _kernel(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[..., Any] | None:
+    """Return oneDNN's kernel if it may be used on these tensors."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    same = x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype)
+    return _find(name) if same and x.dtype in (torch.float32, torch.bfloat16) else None
+
+
+@cache
+def _find(name: str) -> Callable[..., Any] | None:
+    if not torch._C._has_mkldnn:
+        return None
+    found: Callable[..., Any] | None = getattr(torch.ops.mkldnn, name, None)
+    return found

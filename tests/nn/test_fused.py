@@ -1,0 +1,77 @@
+"""A layer and its activation in one pass give the numbers of the two steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vitrail.nn import FeedForward, fused
+from vitrail.nn.fused import ACTIVATIONS, conv_act, linear_act
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Count the calls of oneDNN's kernels."""
+    made = []
+    find = fused._find
+
+    def spy(name):
+        made.append(name)
+        return find(name)
+
+    monkeypatch.setattr(fused, "_find", spy)
+    return made
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(act, bias, calls):
+    x, weight = torch.randn(3, 5, 7), torch.randn(9, 7)
+    shift = torch.randn(9) if bias else None
+    with torch.inference_mode():
+        found = linear_act(x, weight, shift, act)
+    torch.testing.assert_close(found, ACTIVATIONS[act](F.linear(x, weight, shift)), atol=1e-5, rtol=1e-5)
+    assert calls == ["_linear_pointwise"]
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize(("groups", "stride"), [(1, 1), (6, 1), (6, 2)])
+def test_convolution(act, groups, stride, calls):
+    x, weight, bias = torch.randn(2, 6, 9, 7), torch.randn(6, 6 // groups, 3, 3), torch.randn(6)
+    with torch.no_grad():
+        found = conv_act(x, weight, bias, act, stride=stride, padding=1, groups=groups)
+    expected = ACTIVATIONS[act](F.conv2d(x, weight, bias, stride, 1, groups=groups))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert calls == ["_convolution_pointwise"]
+
+
+def test_with_gradients_the_two_steps_are_made(calls):
+    x, weight = torch.randn(3, 7), torch.randn(9, 7, requires_grad=True)
+    linear_act(x, weight, None, "gelu").sum().backward()
+    assert weight.grad is not None
+    assert calls == []
+
+
+def test_mixed_types_and_other_devices_are_left_to_torch(calls):
+    with torch.no_grad():
+        assert linear_act(torch.empty(3, 7, device="meta"), torch.empty(9, 7, device="meta"), None, "relu").is_meta
+        assert linear_act(torch.randn(3, 7).double(), torch.randn(9, 7).double(), None, "relu").dtype == torch.float64
+    assert calls == []
+
+
+def test_a_torch_without_the_kernels_gives_the_same(monkeypatch):
+    x, net = torch.randn(2, 4, 8), FeedForward(8, 16)
+    with torch.no_grad():
+        quick = net(x)
+        monkeypatch.setattr(fused, "_find", lambda name: None)
+        torch.testing.assert_close(net(x), quick, atol=1e-6, rtol=1e-5)
+
+
+def test_who_hooks_into_a_layer_gets_it(calls):
+    net, seen = FeedForward(8, 16), []
+    net.fc1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        net(torch.randn(2, 4, 8))
+    assert seen[0].shape == (2, 4, 16)
+    assert calls == []
