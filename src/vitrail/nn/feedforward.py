@@ -23,6 +23,7 @@ Gelu = Literal["erf", "tanh"]
 ACTS: dict[str, Activation] = {"erf": "gelu", "tanh": "gelu_tanh"}
 
 PIECE = 1024  # tokens whose hidden layer stays in a processor's cache
+FRESH = 2**25  # bytes of a buffer that the system hands out anew, page by page, each time it is asked for
 HIDDEN = 2**18  # numbers of a hidden layer that do
 
 
@@ -45,7 +46,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        if not _better_in_pieces(x):
+        hidden_bytes = x.shape[:-1].numel() * self.fc1.out_features * x.element_size()
+        if hidden_bytes < FRESH or not _better_in_pieces(x):
             return self._run(x)
         pieces = [self._run(piece) for piece in torch.split(x.reshape(-1, x.shape[-1]), PIECE)]
         return torch.cat(pieces).view(x.shape)
@@ -62,8 +64,7 @@ class FeedForward(nn.Module):
 def _better_in_pieces(x: Tensor) -> bool:
     """Whether to take the tokens of ``x`` a few at a time: on a CPU, where nothing is kept for a backward pass.
 
-    The hidden layer of many tokens goes out to memory and comes back three times; that of a few stays in the cache:
-    up to a third faster for narrow layers, and never slower (docs/benchmarks/speed.md).
+    The hidden layer of many tokens goes out to memory and comes back; that of a few stays in the cache.
     """
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
