@@ -42,6 +42,15 @@ def test_groups_by_name() -> None:
     assert all(n.endswith("weight") for n in decayed)
 
 
+@pytest.mark.parametrize("name", ["test_swin", "test_coatnet"])
+def test_tables_of_relative_positions_do_not_decay(name: str) -> None:
+    model = create_model(name)
+    tables = {n for n, _ in model.named_parameters() if n.endswith(".table")}
+    assert tables
+    assert not {n for n, p in model.named_parameters() if decays(n, p)} & tables
+    assert tables <= split(model, "muon")["plain"].keys()
+
+
 def test_equals_torch_adamw_step_by_step() -> None:
     ours, theirs = vit(), vit()
     masters = Masters(ours, SETTINGS)
