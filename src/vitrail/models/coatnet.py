@@ -9,8 +9,10 @@ B batch, I input channels, H·W pixels, C width, (h, w) map of a stage, N = h ·
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -108,17 +110,14 @@ class CoAtNetConfig:
         return self.widths[-1]
 
     @property
+    def reductions(self) -> list[int]:
+        """Pixels of the image for each step of a stage's map."""
+        return list(accumulate(self.strides, initial=self.stem_stride, func=operator.mul))[1:]
+
+    @property
     def grids(self) -> list[Grid]:
         """(h, w) of each stage's map for an image of ``img_size``; a layer that halves an odd side rounds up."""
-        grid, found = _strided(self.img_size, self.stem_stride), []
-        for stride in self.strides:
-            grid = _strided(grid, stride)
-            found.append(grid)
-        return found
-
-
-def _strided(size: Grid, stride: int) -> Grid:
-    return -(-size[0] // stride), -(-size[1] // stride)
+        return [(-(-self.img_size[0] // step), -(-self.img_size[1] // step)) for step in self.reductions]
 
 
 class RelativeBlock(nn.Module):
@@ -223,7 +222,8 @@ class CoAtNet(nn.Module):
         self.stem = Stem(config)
         rates = iter(drop_path_rates(config.drop_path_rate, sum(config.depths)))
         dim, stages = config.stem_widths[1], []
-        for (kind, width, depth, stride), grid in zip(self._plan(), config.grids, strict=True):
+        plan = zip(config.kinds, config.widths, config.depths, config.strides, config.grids, strict=True)
+        for kind, width, depth, stride, grid in plan:
             blocks = []
             for i in range(depth):
                 first = i == 0
@@ -235,11 +235,6 @@ class CoAtNet(nn.Module):
         self.norm = _norm(config.form, dim)
         self._add_head()
         initialise(self, "coatnet")
-
-    def _plan(self) -> list[tuple[str, int, int, int]]:
-        """Return (kind, width, depth, stride) of each stage."""
-        c = self.config
-        return list(zip(c.kinds, c.widths, c.depths, c.strides, strict=True))
 
     def _conv_block(self, dim: int, width: int, stride: int, grid: Grid, drop_path: float) -> MBConv:
         form = self.config.form
@@ -270,20 +265,14 @@ class CoAtNet(nn.Module):
     @property
     def feature_channels(self) -> dict[int, int]:
         """Return stride -> channels of the maps that :meth:`features` gives."""
-        found, stride = {}, self.config.stem_stride
-        for _, width, _, step in self._plan():
-            stride *= step
-            found[stride] = width
-        return found
+        return dict(zip(self.config.reductions, self.config.widths, strict=True))
 
     def maps(self, images: Tensor) -> dict[int, Tensor]:
         """Images (B, I, H, W) -> stride -> map (B, C, h, w) after the last stage of that stride."""
-        x = self.stem(images.contiguous(memory_format=torch.channels_last))
-        found, stride = {}, self.config.stem_stride
-        for stage, step in zip(self.stages, self.config.strides, strict=True):
-            x = _run(stage, x)
-            stride *= step
-            found[stride] = x
+        x: Tensor = self.stem(images.contiguous(memory_format=torch.channels_last))
+        found = {}
+        for stride, stage in zip(self.config.reductions, self.stages, strict=True):
+            found[stride] = x = stage(x)
         return found
 
     def features(self, images: Tensor) -> Features:
@@ -302,11 +291,6 @@ class CoAtNet(nn.Module):
             pooled = self.norm(last.mean((2, 3), keepdim=True)).flatten(1)
         logits: Tensor = self.head(self.head_drop(self.pre_logits(pooled)))
         return logits
-
-
-def _run(stage: nn.Module, x: Tensor) -> Tensor:
-    out: Tensor = stage(x)
-    return out
 
 
 def paper(depths: tuple[int, ...], widths: tuple[int, ...], stem: int, head_dim: int = 32) -> CoAtNetConfig:
