@@ -12,14 +12,15 @@ from vitrail.weights.tables import SAME, SQUEEZE_1X1, Entry, Numbers, Table, Tra
 
 
 def _ours(rows: Tensor, numbers: Numbers) -> Tensor:
-    """(head, q k v, channel) -> (q k v, head, channel)."""
-    heads = rows.unflatten(0, (-1, 3, numbers["head_dim"]))
-    return heads.transpose(0, 1).flatten(0, 2).flatten(1) if rows.ndim > 1 else heads.transpose(0, 1).flatten()
+    """(head, q k v, channel) -> (q k v, head, channel); a kernel's last two axes are of length 1."""
+    heads = rows.reshape(-1, 3, numbers["head_dim"], *rows.shape[1:2])
+    return heads.transpose(0, 1).reshape(rows.shape[:2])
 
 
 def _theirs(rows: Tensor, numbers: Numbers) -> Tensor:
-    heads = rows.unflatten(0, (3, -1, numbers["head_dim"])).transpose(0, 1).flatten(0, 2)
-    return heads[:, :, None, None] if rows.ndim > 1 else heads
+    heads = rows.reshape(3, -1, numbers["head_dim"], *rows.shape[1:])
+    turned = heads.transpose(0, 1).reshape(rows.shape)
+    return turned[:, :, None, None] if rows.ndim > 1 else turned
 
 
 HEAD_FIRST = Transform(
