@@ -46,8 +46,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        hidden_bytes = x.shape[:-1].numel() * self.fc1.out_features * x.element_size()
-        if hidden_bytes < FRESH or not _better_in_pieces(x):
+        if not _better_in_pieces(x) or x.numel() // x.shape[-1] * self.fc1.out_features * x.element_size() < FRESH:
             return self._run(x)
         pieces = [self._run(piece) for piece in torch.split(x.reshape(-1, x.shape[-1]), PIECE)]
         return torch.cat(pieces).view(x.shape)
