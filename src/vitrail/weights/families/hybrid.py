@@ -49,6 +49,9 @@ class HybridFamily(ViTFamily):
     def in_timm(self, name: str) -> bool:
         return not name.startswith("test_")
 
+    def to_transformers(self, config: Any, names: list[str] | None) -> dict[str, Any]:
+        return Family.to_transformers(self, config, names)
+
     def to_timm(self, name: str, config: Any) -> tuple[str, dict[str, Any]]:
         """Other transformers behind the network of a variant are written as that variant with every size given."""
         like = [n for n, c in variants().items() if self._same_network(c, config) and self.in_timm(n)]
