@@ -1,36 +1,61 @@
 """Speed beside the libraries people would use instead: same weights, one process, turn by turn.
 
-    python bench/speed.py inference                      # float32 eager, ViT-S/16, 224, batch 8
-    python bench/speed.py train                          # bf16 step against timm's float32 step, ViT-Ti/16
-    python bench/speed.py attention                      # plain products against the fused kernel, bf16
+    python bench/speed.py inference                        # float32 eager, a model of each family, at its own size
+    python bench/speed.py inference resnet18 --batch 16    # of another model
+    python bench/speed.py train                            # our bf16 step against their float32 step
+    python bench/speed.py attention                        # plain products against the fused kernel, bf16
 
 Absolute times depend on the machine and its neighbours; the ratio of each round, ours against theirs a moment later, is
-what is reported: its median, and the quartiles.
+what is reported: its median, and the quartiles. Each line is a row of the table in docs/benchmarks/speed.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tests import peers
-
-import vitrail
+from pairs import Peer, peers, peers_of
+from vitrail.models import build, config_of
 from vitrail.nn import attention
 from vitrail.training.optim import Masters
+from vitrail.weights import load_weights
 
 Run = Callable[[], object]
+
+INFERENCE = {  # model -> batch
+    "vit_small_patch16_224": 8,
+    "deit_small_distilled_patch16_224": 8,
+    "resnet50": 8,
+    "resnetv2_50x1_bit": 8,
+    "vit_small_r26_s32_224": 8,
+    "vit_base_r50_s16_224": 4,
+    "swin_tiny_patch4_window7_224": 8,
+    "pvt_tiny": 8,
+    "pvt_small": 8,
+    "pvt_v2_b0": 8,
+    "pvt_v2_b2": 8,
+    "pvt_v2_b2_li": 8,
+    "coatnet_0_224": 8,
+    "coatnet_rmlp_1_rw_224": 4,
+}
+TRAINING = {
+    "vit_tiny_patch16_224": 16,
+    "resnet50": 8,
+    "resnetv2_50x1_bit": 8,
+    "vit_small_r26_s32_224": 8,
+    "swin_tiny_patch4_window7_224": 8,
+    "pvt_tiny": 8,
+    "pvt_v2_b2": 8,
+    "coatnet_0_224": 8,
+}
 
 
 def alternate(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
@@ -46,84 +71,65 @@ def alternate(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
     return times
 
 
-def report(times: dict[str, list[float]], ours: str) -> None:
-    """Print how many times faster ``ours`` is than each other one."""
+def report(what: str, times: dict[str, list[float]], ours: str) -> None:
+    """Print how many times faster ``ours`` is than each other one, a row of a table for each."""
     for name in times:
         if name != ours:
             ratios = [t / o for t, o in zip(times[name], times[ours], strict=True)]
             low, middle, high = statistics.quantiles(ratios, n=4)
-            print(f"  {ours} is {middle:.2f} times as fast as {name} (quartiles {low:.2f} to {high:.2f})")
+            print(f"| {what} | {name} | {middle:.2f} ({low:.2f} to {high:.2f}) |", flush=True)
 
 
-def vit_peers(name: str) -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]:
-    """Return (ours, timm's, transformers') of one architecture, with the same random weights."""
-    theirs = peers.randomise(peers.timm.create_model(name))
-    ours = vitrail.create_model(name).eval()
-    vitrail.load_weights(ours, theirs.state_dict())
-    c = ours.config
-    settings = peers.transformers.ViTConfig(
-        hidden_size=c.embed_dim,
-        num_hidden_layers=c.depth,
-        num_attention_heads=c.num_heads,
-        intermediate_size=c.hidden_dim,
-        num_labels=c.num_classes,
-        layer_norm_eps=c.numerics.norm_eps,
-    )
-    third = peers.transformers.ViTForImageClassification(settings).eval()
-    third.load_state_dict(hub_names_in_memory(third, vitrail.export_weights(ours, "transformers")))
-    return ours, theirs, third
+def ours_of(peer: Peer) -> nn.Module:
+    """Return our model with the weights of a peer, in evaluation."""
+    model = build(peer.config).eval()
+    load_weights(model, peer.model.state_dict())
+    return model
 
 
-def hub_names_in_memory(model: torch.nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return ``state`` under the names ``model`` has in memory: its own reader renames a saved folder."""
-    import tempfile
+def inference(name: str, batch: int, rounds: int) -> None:
+    """Float32 eager forward of one model, beside each library that has it."""
+    config = config_of(name)
+    images = torch.randn(batch, config.in_chans, *config.img_size)
+    for make in peers_of(name, config):
+        peer = make()
+        ours = ours_of(peer)
+        with torch.inference_mode():
+            gap = peers.relative_difference(ours(images), peer.run(images))
+            if gap > 1e-5:
+                raise SystemExit(f"{name}: {peer.library} computes something else, {gap:.1e} away")
+            runs: dict[str, Run] = {
+                "Vitrail": lambda m=ours: m(images),  # type: ignore[misc]
+                f"{peer.library}, float32": lambda p=peer: p.run(images),  # type: ignore[misc]
+            }
+            report(f"`{name}`, batch {batch}, float32", alternate(runs, rounds), "Vitrail")
+        del peer, ours, runs
+        gc.collect()
 
-    from safetensors.torch import save_file
 
-    with tempfile.TemporaryDirectory() as folder:
-        model.config.save_pretrained(folder)
-        save_file({k: v.contiguous() for k, v in state.items()}, Path(folder) / "model.safetensors", {"format": "pt"})
-        return type(model).from_pretrained(folder).state_dict()
-
-
-def inference(args: argparse.Namespace) -> None:
-    """Float32 eager forward."""
-    ours, timm, transformers = vit_peers(args.model or "vit_small_patch16_224")
-    x = torch.randn(args.batch or 8, 3, 224, 224)
-    with torch.inference_mode():
-        gap = float((ours(x) - timm(x)).abs().max()), float((ours(x) - transformers(x).logits).abs().max())
-        print(f"float32 inference, {args.model or 'vit_small_patch16_224'}, batch {len(x)}; largest differences {gap}")
-        runs: dict[str, Run] = {
-            "vitrail": lambda: ours(x),
-            "timm": lambda: timm(x),
-            "transformers": lambda: transformers(x),
+def train(name: str, batch: int, rounds: int) -> None:
+    """A whole training step of one model: forward, loss, backward, AdamW; bf16 and float32 beside each library."""
+    config = config_of(name)
+    images, labels = torch.randn(batch, 3, *config.img_size), torch.randint(0, config.num_classes, (batch,))
+    for make in peers_of(name, config):
+        peer = make()
+        runs = {
+            "Vitrail, bf16": our_step(peer, torch.bfloat16, images, labels),
+            "Vitrail, float32": our_step(peer, torch.float32, images, labels),
+            f"{peer.library}, float32": their_step(peer, images, labels),
         }
-        report(alternate(runs, args.rounds), "vitrail")
+        report(f"`{name}`, batch {batch}, bf16", alternate(runs, rounds), "Vitrail, bf16")
+        del peer, runs
+        gc.collect()
 
 
-def train(args: argparse.Namespace) -> None:
-    """A whole training step: forward, loss, backward, AdamW."""
-    name = args.model or "vit_tiny_patch16_224"
-    batch = args.batch or 16
-    x, y = torch.randn(batch, 3, 224, 224), torch.randint(0, 1000, (batch,))
-    start = peers.timm.create_model(name).state_dict()
-    runs = {
-        "vitrail bf16": our_step(name, start, torch.bfloat16, x, y),
-        "vitrail float32": our_step(name, start, torch.float32, x, y),
-        "timm float32": timm_step(name, start, x, y),
-    }
-    print(f"training step, {name}, batch {batch}")
-    report(alternate(runs, args.rounds), "vitrail bf16")
-
-
-def our_step(name: str, start: dict[str, Tensor], dtype: torch.dtype, x: Tensor, y: Tensor) -> Run:
+def our_step(peer: Peer, dtype: torch.dtype, images: Tensor, labels: Tensor) -> Run:
     """Return a step of Vitrail's loop: working weights in ``dtype``, float32 masters."""
-    model = vitrail.create_model(name)
-    vitrail.load_weights(model, start)
+    model = ours_of(peer).train()
     masters = Masters(model, SimpleNamespace(name="adamw", betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05), dtype)
 
     def step() -> float:
-        loss = F.cross_entropy(model(x.to(dtype)).float(), y)
+        loss = loss_of(model(images.to(dtype)), labels)
         loss.backward()
         masters.gather()
         masters.update(1e-3)
@@ -132,10 +138,9 @@ def our_step(name: str, start: dict[str, Tensor], dtype: torch.dtype, x: Tensor,
     return step
 
 
-def timm_step(name: str, start: dict[str, Tensor], x: Tensor, y: Tensor) -> Run:
-    """Return the same step with timm's model and torch's AdamW, fused, in float32."""
-    model = peers.timm.create_model(name)
-    model.load_state_dict(start)
+def their_step(peer: Peer, images: Tensor, labels: Tensor) -> Run:
+    """Return the same step with their model and torch's AdamW, fused, in float32."""
+    model = peer.model.train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
@@ -143,7 +148,7 @@ def timm_step(name: str, start: dict[str, Tensor], x: Tensor, y: Tensor) -> Run:
 
     def step() -> float:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
+        loss = loss_of(peer.run(images), labels)
         loss.backward()
         optimizer.step()
         return float(loss.detach())
@@ -151,7 +156,13 @@ def timm_step(name: str, start: dict[str, Tensor], x: Tensor, y: Tensor) -> Run:
     return step
 
 
-def kernels(args: argparse.Namespace) -> None:
+def loss_of(logits: Tensor | tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+    """Cross-entropy, of both heads of a distilled model."""
+    heads = logits if isinstance(logits, tuple) else (logits,)
+    return torch.stack([F.cross_entropy(head.float(), labels) for head in heads]).mean()
+
+
+def kernels(rounds: int) -> None:
     """Forward and backward of attention alone, bf16: plain products against the fused kernel."""
     for b, h, n, d in ((128, 4, 64, 32), (16, 3, 197, 64), (8, 6, 197, 64), (2, 12, 577, 64)):
         q, k, v = (torch.randn(b, h, n, d, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
@@ -160,20 +171,27 @@ def kernels(args: argparse.Namespace) -> None:
             attention.MOST_WEIGHTS = most
             attention.attend(q, k, v).sum().backward()
 
-        print(f"attention bf16, B {b}, H {h}, N {n}, D {d}")
-        report(alternate({"products": lambda r=run: r(2**40), "fused": lambda r=run: r(0)}, args.rounds), "products")
+        times = alternate({"products": lambda r=run: r(2**40), "fused kernel": lambda r=run: r(0)}, rounds)
+        report(f"attention alone, B {b}, H {h}, N {n}, D {d}, bf16", times, "products")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["inference", "train", "attention"])
-    parser.add_argument("--model")
-    parser.add_argument("--batch", type=int)
+    parser.add_argument("models", nargs="*", help="names; default: one or two of each family")
+    parser.add_argument("--batch", type=int, help="images at a time; default: by model, else 8")
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    {"inference": inference, "train": train, "attention": kernels}[args.what](args)
+    versions = ", ".join(f"{p.__name__} {p.__version__}" for p in (torch, peers.timm, peers.transformers))
+    print(f"{versions}, {torch.get_num_threads()} threads")
+    print("| what | against | Vitrail is faster by |\n| --- | --- | --- |")
+    if args.what == "attention":
+        kernels(args.rounds)
+        return
+    run, usual = {"inference": (inference, INFERENCE), "train": (train, TRAINING)}[args.what]
+    for name in args.models or usual:
+        run(name, args.batch or usual.get(name, 8), args.rounds)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def test_usage_errors_are_one_json_line_too(vitrail):
 )
 @pytest.mark.parametrize("as_json", [False, True])
 def test_every_error_has_its_code(vitrail, monkeypatch, error, code, as_json):
-    def fail(name):
+    def fail(*_):
         raise error
 
     monkeypatch.setattr(models_verb, "_describe", fail)
@@ -85,7 +85,7 @@ def test_every_error_has_its_code(vitrail, monkeypatch, error, code, as_json):
 
 
 def test_debug_shows_where_it_happened(vitrail, monkeypatch):
-    def fail(name):
+    def fail(*_):
         raise RuntimeError("went wrong")
 
     monkeypatch.setattr(models_verb, "_describe", fail)
@@ -96,7 +96,7 @@ def test_debug_shows_where_it_happened(vitrail, monkeypatch):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_have_their_code(vitrail, monkeypatch, number, code):
-    def hit(name):
+    def hit(*_):
         os.kill(os.getpid(), number)
         raise AssertionError("the signal was not noticed")
 

@@ -45,8 +45,8 @@ def test_a_tag_names_weights_not_architecture():
 
 
 def test_config_types_are_named():
-    with pytest.raises(WeightsError, match="expected a config type of DeiTConfig, ViTConfig"):
-        models.config_from_dict({"type": "SwinConfig"})
+    with pytest.raises(WeightsError, match=r"expected a config type of .*DeiTConfig.* got 'SwimConfig'"):
+        models.config_from_dict({"type": "SwimConfig"})
 
 
 def test_distilled_returns_both_heads_in_training_and_their_mean_after():

@@ -112,20 +112,21 @@ def _pyramid(backbone: nn.Module, out_indices: Sequence[int] | None) -> nn.Modul
         raise UsageError(str(error)) from error
 
 
-def configure(config: Any, overrides: Mapping[str, Any]) -> Any:
+def configure(config: Any, overrides: Mapping[str, Any], of: str = "model") -> Any:
     """Return ``config`` with the fields in ``overrides`` replaced; an int ``img_size`` becomes a square.
 
-    A mapping for a field that is itself a group of fields (``numerics``, ``form``) replaces those it names.
+    A mapping for a field that is itself a group of fields (``numerics``, ``form``) replaces those it names. ``of`` is
+    what errors call the config.
     """
     fields = [f.name for f in dataclasses.fields(config)]
-    require_known(overrides, fields, "model keyword")
+    require_known(overrides, fields, f"{of} keyword")
     changes = {k: _tuples(v) for k, v in overrides.items()}  # JSON has lists only
     if "img_size" in changes:
         changes["img_size"] = as_size(changes["img_size"])
     for name, value in changes.items():
         own = getattr(config, name)
         if isinstance(value, Mapping) and dataclasses.is_dataclass(own):
-            changes[name] = configure(own, value)
+            changes[name] = configure(own, value, name)
     try:
         return dataclasses.replace(config, **changes)
     except ValueError as error:

@@ -116,7 +116,7 @@ _PUBLISHED: dict[str, tuple[Any, ...]] = {  # name -> (share of the image that e
     "coatnet_rmlp_nano_rw_224": (0.9, _IN1K),
     "coatnet_rmlp_1_rw_224": (0.95, _IN1K),
     "coatnet_rmlp_1_rw2_224": (0.95, _BOTH, _IN12K),
-    "coatnet_rmlp_2_rw_224": (0.95, _IN1K, _BOTH, _IN12K),
+    "coatnet_rmlp_2_rw_224": (0.95, _BOTH, _IN1K, _IN12K),
     "coatnet_rmlp_2_rw_384": (1.0, _BOTH),
 }
 _LOOKS: dict[str, dict[str, Any]] = {  # what is not as with the others
