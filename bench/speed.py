@@ -6,14 +6,17 @@
     python bench/speed.py attention                        # plain products against the fused kernel, bf16
 
 Absolute times depend on the machine and its neighbours; the ratio of each round, ours against theirs a moment later, is
-what is reported: its median, and the quartiles. Each line is a row of the table in docs/benchmarks/speed.md.
+what is reported: its median, and the quartiles. Each line is a row of the table in docs/benchmarks/speed.md. Each pair
+has a process of its own: in one that has run other models, the allocator keeps more memory, and page faults, which are
+a good part of a forward pass, fall to neither side.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -87,40 +90,28 @@ def ours_of(peer: Peer) -> nn.Module:
     return model
 
 
-def inference(name: str, batch: int, rounds: int) -> None:
-    """Float32 eager forward of one model, beside each library that has it."""
-    config = config_of(name)
+@torch.inference_mode()
+def inference(name: str, peer: Peer, batch: int, rounds: int) -> None:
+    """Float32 eager forward of one model, beside one library."""
+    images, ours = torch.randn(batch, peer.config.in_chans, *peer.config.img_size), ours_of(peer)
+    gap = peers.relative_difference(ours(images), peer.run(images))
+    if gap > 1e-5:
+        raise SystemExit(f"{name}: {peer.library} computes something else, {gap:.1e} away")
+    runs: dict[str, Run] = {"Vitrail": lambda: ours(images), f"{peer.library}, float32": lambda: peer.run(images)}
+    report(f"`{name}`, batch {batch}, float32", alternate(runs, rounds), "Vitrail")
+
+
+def train(name: str, peer: Peer, batch: int, rounds: int) -> None:
+    """A whole training step of one model: forward, loss, backward, AdamW; bf16 and float32 beside one library."""
+    config = peer.config
     images = torch.randn(batch, config.in_chans, *config.img_size)
-    for make in peers_of(name, config):
-        peer = make()
-        ours = ours_of(peer)
-        with torch.inference_mode():
-            gap = peers.relative_difference(ours(images), peer.run(images))
-            if gap > 1e-5:
-                raise SystemExit(f"{name}: {peer.library} computes something else, {gap:.1e} away")
-            runs: dict[str, Run] = {
-                "Vitrail": lambda m=ours: m(images),  # type: ignore[misc]
-                f"{peer.library}, float32": lambda p=peer: p.run(images),  # type: ignore[misc]
-            }
-            report(f"`{name}`, batch {batch}, float32", alternate(runs, rounds), "Vitrail")
-        del peer, ours, runs
-        gc.collect()
-
-
-def train(name: str, batch: int, rounds: int) -> None:
-    """A whole training step of one model: forward, loss, backward, AdamW; bf16 and float32 beside each library."""
-    config = config_of(name)
-    images, labels = torch.randn(batch, 3, *config.img_size), torch.randint(0, config.num_classes, (batch,))
-    for make in peers_of(name, config):
-        peer = make()
-        runs = {
-            "Vitrail, bf16": our_step(peer, torch.bfloat16, images, labels),
-            "Vitrail, float32": our_step(peer, torch.float32, images, labels),
-            f"{peer.library}, float32": their_step(peer, images, labels),
-        }
-        report(f"`{name}`, batch {batch}, bf16", alternate(runs, rounds), "Vitrail, bf16")
-        del peer, runs
-        gc.collect()
+    labels = torch.randint(0, config.num_classes, (batch,))
+    runs = {
+        "Vitrail, bf16": our_step(peer, torch.bfloat16, images, labels),
+        "Vitrail, float32": our_step(peer, torch.float32, images, labels),
+        f"{peer.library}, float32": their_step(peer, images, labels),
+    }
+    report(f"`{name}`, batch {batch}, bf16", alternate(runs, rounds), "Vitrail, bf16")
 
 
 def our_step(peer: Peer, dtype: torch.dtype, images: Tensor, labels: Tensor) -> Run:
@@ -181,17 +172,25 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="names; default: one or two of each family")
     parser.add_argument("--batch", type=int, help="images at a time; default: by model, else 8")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--peer", type=int, help=argparse.SUPPRESS)  # one pair, in this process
     args = parser.parse_args()
     torch.manual_seed(0)
+    if args.peer is not None:
+        name = args.models[0]
+        run = {"inference": inference, "train": train}[args.what]
+        run(name, peers_of(name, config_of(name))[args.peer](), args.batch, args.rounds)
+        return
     versions = ", ".join(f"{p.__name__} {p.__version__}" for p in (torch, peers.timm, peers.transformers))
     print(f"{versions}, {torch.get_num_threads()} threads")
-    print("| what | against | Vitrail is faster by |\n| --- | --- | --- |")
+    print("| what | against | Vitrail is faster by |\n| --- | --- | --- |", flush=True)
     if args.what == "attention":
         kernels(args.rounds)
         return
-    run, usual = {"inference": (inference, INFERENCE), "train": (train, TRAINING)}[args.what]
+    usual = INFERENCE if args.what == "inference" else TRAINING
     for name in args.models or usual:
-        run(name, args.batch or usual.get(name, 8), args.rounds)
+        more = ["--batch", str(args.batch or usual.get(name, 8)), "--rounds", str(args.rounds)]
+        for index in range(len(peers_of(name, config_of(name)))):
+            subprocess.run([sys.executable, __file__, args.what, name, *more, "--peer", str(index)], check=True)
 
 
 if __name__ == "__main__":

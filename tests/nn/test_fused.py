@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from vitrail.nn import FeedForward, fused
-from vitrail.nn.fused import ACTIVATIONS, conv_act, linear_act
+from vitrail.nn.fused import ACTIVATIONS, Linear, conv_act, linear_act
 
 
 @pytest.fixture
@@ -75,3 +75,35 @@ def test_who_hooks_into_a_layer_gets_it(calls):
         net(torch.randn(2, 4, 8))
     assert seen[0].shape == (2, 4, 16)
     assert calls == []
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_large_linear_layer_is_torchs_to_rounding(bias, calls):
+    layer = Linear(256, 512, bias=bias)
+    x = torch.randn(2, 256, 64, 8).transpose(1, 2).flatten(2)[:, :, :256]
+    plain = F.linear(x.double(), layer.weight.double(), None if layer.bias is None else layer.bias.double())
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x.repeat(1, 2, 1)), plain.float().repeat(1, 2, 1), atol=1e-5, rtol=1e-5)
+        assert calls == ["_linear_pointwise"]
+        layer(x[:, :1])
+    assert calls == ["_linear_pointwise"], "for a small one the kernel's start would count"
+    layer(x.repeat(1, 2, 1)).sum().backward()
+    assert layer.weight.grad is not None
+    assert len(calls) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_autocast_traces_and_weights_of_other_kinds_are_left_to_torch(calls):
+    layer, x = Linear(256, 512), torch.randn(256, 256)
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        traced = torch.jit.trace(layer, x)
+        layer.weight = torch.nn.Parameter(torch.randn(512, 256).as_subclass(OtherTensor))
+        assert layer(x).shape == (256, 512)
+    assert "mkldnn" not in str(traced.inlined_graph)
+    assert calls == []
+
+
+class OtherTensor(torch.Tensor):
+    """What libraries that quantise or shard put in a weight's place."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vitrail.nn.bottleneck import PreActBottleneck, Step, make_stages, plan_steps, stage_maps
 from vitrail.nn.conv import StdConv2d, channels_last_kernels
+from vitrail.nn.fused import Linear
 from vitrail.nn.init import initialise
 from vitrail.nn.tokens import Features
 
@@ -97,7 +98,7 @@ class BiT(nn.Module):
         )
         self.norm = norm(c.widths[-1])
         self.head_drop = nn.Dropout(c.drop_rate)
-        self.head = nn.Linear(c.widths[-1], c.num_classes) if c.num_classes else nn.Identity()
+        self.head = Linear(c.widths[-1], c.num_classes) if c.num_classes else nn.Identity()
         channels_last_kernels(self)
         initialise(self, "bit")
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vitrail.nn.attention import Attention
 from vitrail.nn.feedforward import FeedForward
-from vitrail.nn.fused import ACTIVATIONS
+from vitrail.nn.fused import ACTIVATIONS, Linear
 from vitrail.nn.init import initialise
 from vitrail.nn.mbconv import MBConv, MBConvForm, Pool, Shortcut, halve
 from vitrail.nn.norms import LayerNorm2d
@@ -258,9 +258,9 @@ class CoAtNet(nn.Module):
     def _add_head(self) -> None:
         c = self.config
         hidden = c.representation_size
-        self.pre_logits = nn.Identity() if hidden is None else nn.Sequential(nn.Linear(c.embed_dim, hidden), nn.Tanh())
+        self.pre_logits = nn.Identity() if hidden is None else nn.Sequential(Linear(c.embed_dim, hidden), nn.Tanh())
         self.head_drop = nn.Dropout(c.drop_rate)
-        self.head = nn.Linear(hidden or c.embed_dim, c.num_classes) if c.num_classes else nn.Identity()
+        self.head = Linear(hidden or c.embed_dim, c.num_classes) if c.num_classes else nn.Identity()
 
     @property
     def feature_channels(self) -> dict[int, int]:

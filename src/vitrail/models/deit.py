@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from vitrail.nn.fused import Linear
+
 from .vit import Numerics, ViT, ViTConfig, sized
 
 
@@ -47,7 +49,7 @@ class DeiT(ViT):
     def _add_head(self) -> None:
         super()._add_head()
         c = self.config
-        self.head_dist = nn.Linear(c.embed_dim, c.num_classes) if c.num_classes else nn.Identity()
+        self.head_dist = Linear(c.embed_dim, c.num_classes) if c.num_classes else nn.Identity()
 
     def prefix_tokens(self) -> list[Tensor]:
         """Return class and distillation token, (1, 1, C) each."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vitrail.nn.attention import Attention
 from vitrail.nn.feedforward import FeedForward
+from vitrail.nn.fused import Linear
 from vitrail.nn.init import initialise
 from vitrail.nn.patches import SquareEmbed
 from vitrail.nn.positions import Grid, PositionResize, resize_positions
@@ -172,7 +173,7 @@ class PVT(nn.Module):
         bare = not config.class_token and not config.num_classes
         self.norm = nn.Identity() if bare else nn.LayerNorm(dim, eps=config.numerics.norm_eps)
         self.head_drop = nn.Dropout(config.drop_rate)
-        self.head = nn.Linear(dim, config.num_classes) if config.num_classes else nn.Identity()
+        self.head = Linear(dim, config.num_classes) if config.num_classes else nn.Identity()
         initialise(self, "trunc_normal")
 
     @property

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vitrail.nn.attention import Attention
 from vitrail.nn.feedforward import ConvFeedForward
+from vitrail.nn.fused import Linear
 from vitrail.nn.init import initialise
 from vitrail.nn.patches import OverlapPatchEmbed
 from vitrail.nn.reduction import PooledReduction, ReducedBlock, StridedReduction
@@ -141,7 +142,7 @@ class PVTv2(nn.Module):
             PVTv2Stage(config, i, [next(rates) for _ in range(depth)]) for i, depth in enumerate(config.depths)
         )
         self.head_drop = nn.Dropout(config.drop_rate)
-        self.head = nn.Linear(config.embed_dims[-1], config.num_classes) if config.num_classes else nn.Identity()
+        self.head = Linear(config.embed_dims[-1], config.num_classes) if config.num_classes else nn.Identity()
         initialise(self, "pvt_v2")
 
     @property

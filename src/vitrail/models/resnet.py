@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vitrail.nn.bottleneck import BasicBlock, Bottleneck, ConvNorm, Step, make_stages, plan_steps, stage_maps
 from vitrail.nn.conv import Conv2d, channels_last_kernels
+from vitrail.nn.fused import Linear
 from vitrail.nn.init import initialise
 from vitrail.nn.tokens import Features
 
@@ -90,7 +91,7 @@ class ResNet(nn.Module):
             drop_path_rate=c.drop_path_rate,
         )
         self.head_drop = nn.Dropout(c.drop_rate)
-        self.head = nn.Linear(c.widths[-1], c.num_classes) if c.num_classes else nn.Identity()
+        self.head = Linear(c.widths[-1], c.num_classes) if c.num_classes else nn.Identity()
         channels_last_kernels(self)
         initialise(self, "resnet")
 

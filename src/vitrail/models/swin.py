@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 
 from vitrail.nn.feedforward import FeedForward
+from vitrail.nn.fused import Linear
 from vitrail.nn.init import initialise
 from vitrail.nn.patches import PatchMerging, SquareEmbed, pad_to_multiple
 from vitrail.nn.residual import PreNormBlock, drop_path_rates
@@ -130,7 +131,7 @@ class Swin(nn.Module):
         self.stage_norms = nn.ModuleList(nn.LayerNorm(width, eps=EPS) for width in earlier)
         self.norm = nn.LayerNorm(config.widths[-1], eps=EPS)
         self.head_drop = nn.Dropout(config.drop_rate)
-        self.head = nn.Linear(config.widths[-1], config.num_classes) if config.num_classes else nn.Identity()
+        self.head = Linear(config.widths[-1], config.num_classes) if config.num_classes else nn.Identity()
         initialise(self, "trunc_normal")
 
     def _block(self, stage: int, index: int, drop_path: float) -> PreNormBlock:

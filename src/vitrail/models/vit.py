@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vitrail.nn.attention import Attention
 from vitrail.nn.feedforward import FeedForward, Gelu
+from vitrail.nn.fused import Linear
 from vitrail.nn.init import initialise
 from vitrail.nn.patches import MapEmbed, PatchEmbed
 from vitrail.nn.positions import PositionResize, resize_positions, sincos_2d
@@ -162,10 +163,10 @@ class ViT(nn.Module):
         self.pre_logits = (
             nn.Identity()
             if c.representation_size is None
-            else nn.Sequential(nn.Linear(c.embed_dim, c.representation_size), nn.Tanh())
+            else nn.Sequential(Linear(c.embed_dim, c.representation_size), nn.Tanh())
         )
         self.head_drop = nn.Dropout(c.drop_rate)
-        self.head = nn.Linear(width, c.num_classes) if c.num_classes else nn.Identity()
+        self.head = Linear(width, c.num_classes) if c.num_classes else nn.Identity()
 
     def prefix_tokens(self) -> list[Tensor]:
         """Return the learned tokens (1, 1, C) that stand before the patch tokens."""

@@ -3,6 +3,7 @@
 from .attention import Attention, attend
 from .cache import KVCache
 from .feedforward import ConvFeedForward, FeedForward
+from .fused import Linear
 from .init import initialise
 from .norms import LayerNorm2d
 from .patches import OverlapPatchEmbed, PatchEmbed, PatchMerging, SquareEmbed, project_squares
@@ -22,6 +23,7 @@ __all__ = [
     "KVCache",
     "LayerNorm2d",
     "LayerScale",
+    "Linear",
     "OverlapPatchEmbed",
     "PatchEmbed",
     "PatchMerging",

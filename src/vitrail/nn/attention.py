@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cache import KVCache
+from .fused import Linear, linear
 
 MOST_WEIGHTS = 2**27  # weights of one call that may be held for speed: 256 MiB in bf16
 SHORT = 144  # tokens up to which the fused kernel reads views as fast as it would copies
@@ -182,8 +183,8 @@ class Attention(nn.Module):
         self.inner_dim = inner
         self.attn_drop = attn_drop
         self.tape = None
-        self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
-        self.proj = nn.Linear(inner, dim if out_dim is None else out_dim)
+        self.qkv = Linear(dim, 3 * inner, bias=qkv_bias)
+        self.proj = Linear(inner, dim if out_dim is None else out_dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(
@@ -247,7 +248,7 @@ class Attention(nn.Module):
     def _part(self, x: Tensor, first: int, last: int) -> Tensor:
         """Project ``x`` with the rows of q (0), k (1), v (2) from ``first`` up to ``last``."""
         rows = slice(first * self.inner_dim, last * self.inner_dim)
-        return F.linear(x, self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows])
+        return linear(x, self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows])
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, N, parts · H · D) -> ``parts`` views (B, H, N, D)."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .fused import linear
 from .norms import affine
 
 Padding = Literal["symmetric", "same"]
@@ -70,7 +71,7 @@ class Conv2d(nn.Conv2d):
         if self.kernel_size == (1, 1):
             if self.stride != (1, 1):
                 x = x[:, :, :: self.stride[0], :: self.stride[1]].contiguous(memory_format=torch.channels_last)
-            return F.linear(x.permute(0, 2, 3, 1), kernel.flatten(1), bias).permute(0, 3, 1, 2)
+            return linear(x.permute(0, 2, 3, 1), kernel.flatten(1), bias).permute(0, 3, 1, 2)
         if self.pads_by_size:
             x = pad_same(x, self.dilation[0] * (self.kernel_size[0] - 1) + 1, self.stride[0])
         return F.conv2d(x, kernel, bias, self.stride, self.padding, self.dilation)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .fused import ACTIVATIONS, Activation, conv_act, linear_act
+from .fused import ACTIVATIONS, Activation, Linear, conv_act, linear, linear_act
 from .residual import watched
 
 Gelu = Literal["erf", "tanh"]
@@ -39,8 +39,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, *, gelu: Gelu = "erf", drop: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
         self.act = ACTS[gelu]
         self.drop = nn.Dropout(drop)
 
@@ -82,10 +82,10 @@ class ConvFeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, *, relu: bool = False, drop: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = Linear(dim, hidden_dim)
         self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
         self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class ConvFeedForward(nn.Module):
         rows = (self.fc1.weight, self.fc1.bias, self.dwconv.weight, self.dwconv.bias, self.fc2.weight.t())
         total = self.fc2.bias.expand(x.shape[:3].numel(), -1).clone()
         for into, bias1, kernel, bias2, out_of in zip(*(torch.split(r, width) for r in rows), strict=True):
-            hidden = self.relu(F.linear(x, into, bias1)).permute(0, 3, 1, 2)
+            hidden = self.relu(linear(x, into, bias1)).permute(0, 3, 1, 2)
             hidden = conv_act(hidden, kernel, bias2, "gelu", padding=1, groups=len(kernel)).permute(0, 2, 3, 1)
             total.addmm_(hidden.flatten(0, 2), out_of)
         return total.view(x.shape)

@@ -1,9 +1,10 @@
-"""A layer and the activation behind it in one pass over memory, where the CPU's library has that.
+"""Linear layers and convolutions by oneDNN's kernels, alone or with the activation behind them in one pass over memory.
 
 What a layer writes goes out to memory, and an activation reads and writes it all again: for GELU as long as the layer
-itself in narrow networks. oneDNN applies it while a number is still in a register; torch uses those kernels when it
-compiles, and here they are called in eager mode: on a CPU, where no gradient is asked for. Everywhere else, and on a
-build of torch without them, the two steps are made one after the other. The numbers agree to rounding.
+itself in narrow networks. oneDNN applies it while a number is still in a register. Its float32 matrix product is also
+faster than the one torch takes for a linear layer: 1.05 to 2 times on the shapes of these models. torch uses those
+kernels when it compiles, and here they are called in eager mode: on a CPU, where no gradient is asked for. Everywhere
+else, and on a build of torch without them, torch's own steps are made. The numbers agree to rounding.
 
 B batch, N tokens, C width, (h, w) map.
 """
@@ -15,7 +16,7 @@ from functools import cache, partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
@@ -26,7 +27,25 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "relu": F.relu,
 }
+LARGE = 2**24  # multiply-adds of a product from which on a kernel's start does not count
 _NAMES = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", ""), "relu": ("relu", "")}
+
+
+class Linear(nn.Linear):
+    """torch's linear layer (..., C) -> (..., C'), computed by :func:`linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C')."""
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return ``x weightᵀ + bias``: (..., C) -> (..., C')."""
+    kernel = _kernel("_linear_pointwise", x, weight, bias, least=LARGE)
+    if kernel is None:
+        return F.linear(x, weight, bias)
+    out: Tensor = kernel(x, weight, bias, "none", [], "")
+    return out
 
 
 def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation) -> Tensor:
@@ -58,9 +77,17 @@ def conv_act(
     return out
 
 
-def _kernel(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[..., Any] | None:
-    """Return oneDNN's kernel if it may be used on these tensors."""
+def _kernel(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, *, least: int = 0) -> Callable[..., Any] | None:
+    """Return oneDNN's kernel if it may be used on these tensors, and is asked for ``least`` multiply-adds or more."""
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    if torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
+        return None
+    if type(weight) not in (Tensor, nn.Parameter) or torch.is_autocast_enabled(
+        "cpu"
+    ):  # quantised weights, and the like
+        return None
+    if least and x.numel() * len(weight) < least:
         return None
     same = x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype)
     return _find(name) if same and x.dtype in (torch.float32, torch.bfloat16) else None

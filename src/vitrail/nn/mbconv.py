@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .fused import ACTIVATIONS, Activation, conv_act, linear_act
+from .fused import ACTIVATIONS, Activation, Linear, conv_act, linear_act
 from .norms import affine
 from .residual import DropPath, watched
 
@@ -63,7 +63,7 @@ class Shortcut(nn.Module):
     def __init__(self, dim: int, out_dim: int, pool: Pool | None, *, bias: bool = True) -> None:
         super().__init__()
         self.pool = pool
-        self.expand = nn.Identity() if dim == out_dim else nn.Linear(dim, out_dim, bias=bias)
+        self.expand = nn.Identity() if dim == out_dim else Linear(dim, out_dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim, h, w) -> (B, out_dim, h, w), or half the height and width, rounded up."""
@@ -82,8 +82,8 @@ class SqueezeExcite(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, act: Activation = "silu") -> None:
         super().__init__()
         self.act = act
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
@@ -125,13 +125,13 @@ class MBConv(nn.Module):
             else nn.Identity()
         )
         self.pre_norm = nn.BatchNorm2d(dim)
-        self.expand = nn.Linear(dim, hidden_dim, bias=False)
+        self.expand = Linear(dim, hidden_dim, bias=False)
         self.norm1 = nn.BatchNorm2d(hidden_dim)
         step = 1 if self.thins else stride
         self.depthwise = nn.Conv2d(hidden_dim, hidden_dim, 3, stride=step, padding=1, groups=hidden_dim, bias=False)
         self.norm2 = nn.BatchNorm2d(hidden_dim)
         self.gate = SqueezeExcite(hidden_dim, gate_dim, form.gate_act)
-        self.project = nn.Linear(hidden_dim, out_dim, bias=form.bias)
+        self.project = Linear(hidden_dim, out_dim, bias=form.bias)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .fused import Linear, linear
+
 
 class PatchEmbed(nn.Module):
     """Project non-overlapping p x p patches to tokens.
@@ -44,7 +46,7 @@ class PatchEmbed(nn.Module):
         p = self.patch_size
         pixels = images[:, :, : h * p, : w * p].reshape(b, chans, h, p, w, p)
         rows = pixels.permute(0, 2, 4, 1, 3, 5).reshape(b, h * w, chans * p * p)
-        return F.linear(rows, self.proj.weight.flatten(1), self.proj.bias)
+        return linear(rows, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class MapBackbone(Protocol):
@@ -123,7 +125,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, *, eps: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim, eps=eps)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens on their grid (B, h, w, C) -> (B, ceil(h / 2), ceil(w / 2), 2C)."""
@@ -179,4 +181,4 @@ def project_squares(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     b, h, w, c = x.shape
     h, w = h // p, w // p
     squares = x[:, : h * p, : w * p].reshape(b, h, p, w, p, c).transpose(2, 3).reshape(b, h, w, p * p * c)
-    return F.linear(squares, weight.permute(0, 2, 3, 1).flatten(1), bias)
+    return linear(squares, weight.permute(0, 2, 3, 1).flatten(1), bias)

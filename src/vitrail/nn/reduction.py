@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import Attention
+from .fused import linear
 from .patches import SquareEmbed
 from .residual import PreNormBlock
 
@@ -52,7 +53,7 @@ class PooledReduction(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, h, w, C) -> (B, M, C) with M = side · side."""
         pooled = self.pool(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
-        return F.gelu(self.norm(F.linear(pooled, self.proj.weight.flatten(1), self.proj.bias)))
+        return F.gelu(self.norm(linear(pooled, self.proj.weight.flatten(1), self.proj.bias)))
 
 
 class ReducedBlock(PreNormBlock):
