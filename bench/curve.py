@@ -30,6 +30,7 @@ def main() -> None:
         (min(y for _, y in points) - 0.03, max(test, *(y for _, y in points)) + 0.03),
         (680, 380),
         percent=True,
+        x_whole=True,
     )
     args.out.write_text(plot.svg([Series("validation", points, PALETTE[2])]), encoding="utf-8")
 
