@@ -196,7 +196,7 @@ def power(slopes: dict[str, float]) -> str:
 def models(args: argparse.Namespace) -> tuple[dict[str, str], list[str]]:
     """Return pictures and lines of the page about whole models."""
     swin, vit = args.models
-    cases = {swin: (swin, False), vit: (vit, False), f"{vit}, weights written out": (vit, True)}
+    cases = {"Swin-T": (swin, False), "ViT-Ti/16": (vit, False), "ViT-Ti/16, weights written out": (vit, True)}
     colors = dict(zip(cases, (ORANGE, BLUE, GREEN), strict=True))
     rows = ["| model | side | G MACs | seconds | peak, MB | counted, MB |", "| --- | --- | --- | --- | --- | --- |"]
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}

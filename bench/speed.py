@@ -54,7 +54,7 @@ TRAINING = {
     "resnet50": 8,
     "resnetv2_50x1_bit": 8,
     "vit_small_r26_s32_224": 8,
-    "swin_tiny_patch4_window7_224": 8,
+    "swin_tiny_patch4_window7_224": 16,
     "pvt_tiny": 8,
     "pvt_v2_b2": 8,
     "coatnet_0_224": 8,

@@ -1,3 +1,4 @@
+import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import nn
 
 from vitrail.errors import UsageError
 from vitrail.explain import attention_distances, draw_figures
+from vitrail.explain.charts import Plot, Series
 from vitrail.explain.figures import distance_figure, filter_components, filters_figure, position_similarity
 
 from .models import POOLINGS, distilled, pictures, tiny
@@ -75,3 +77,16 @@ def test_what_has_no_patches_is_refused(tmp_path):
         draw_figures(nn.Linear(2, 2), tmp_path)
     with pytest.raises(UsageError, match="position table"):
         position_similarity(nn.Linear(2, 2))
+
+
+def test_a_legend_stays_within_its_picture():
+    names = [f"a_long_name_of_a_network_that_somebody_made_{i}" for i in range(3)]
+    series = [Series(name, [(0.0, 0.0), (1.0, 1.0)]) for name in names]
+    drawn = Plot("Title", "x", "y", (0.0, 1.0), (0.0, 1.0), (600, 400)).svg(series)
+    starts = [float(x) for x in re.findall(r'<line x1="([-\d.]+)" y1="30"', drawn)]
+    assert len(starts) == 3
+    assert min(starts) >= 0
+    assert drawn.count("…") == 3
+    assert "…" not in Plot("Title", "x", "y", (0.0, 1.0), (0.0, 1.0), (600, 400)).svg(
+        [Series("a", []), Series("b", [])]
+    )

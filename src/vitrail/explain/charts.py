@@ -205,9 +205,11 @@ class Plot:
         if len(named) < 2:
             return []
         out, x = [], float(self.size[0] - self.right)
+        wide = 6.6 * sum(len(s.name) for s in named) / (x - 40 * len(named))
         for one in reversed(named):
-            x -= 6.6 * len(one.name) + 6
-            out.append(f'<text x="{x:.0f}" y="34" fill="{INK}">{text_of(one.name)}</text>')
+            name = one.name if wide <= 1 else one.name[: int(len(one.name) / wide) - 1] + "…"
+            x -= 6.6 * len(name) + 6
+            out.append(f'<text x="{x:.0f}" y="34" fill="{INK}">{text_of(name)}</text>')
             dash = ' stroke-dasharray="5 4"' if one.dashed else ""
             if one.dots:
                 out.append(f'<circle cx="{x - 9:.0f}" cy="30" r="3.6" fill="{one.color}"/>')
