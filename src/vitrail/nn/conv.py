@@ -68,13 +68,21 @@ class Conv2d(nn.Conv2d):
 
     def apply_kernel(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve ``x`` with another kernel of the same shape; a 1x1 kernel is a matrix product over channels."""
-        if self.kernel_size == (1, 1):
+        if self.kernel_size == (1, 1) and not _trains_in_float32(x):
             if self.stride != (1, 1):
                 x = x[:, :, :: self.stride[0], :: self.stride[1]].contiguous(memory_format=torch.channels_last)
             return linear(x.permute(0, 2, 3, 1), kernel.flatten(1), bias).permute(0, 3, 1, 2)
         if self.pads_by_size:
             x = pad_same(x, self.dilation[0] * (self.kernel_size[0] - 1) + 1, self.stride[0])
         return F.conv2d(x, kernel, bias, self.stride, self.padding, self.dilation)
+
+
+def _trains_in_float32(x: Tensor) -> bool:
+    """Whether this is a training step in float32 on a CPU, where oneDNN's convolution beats torch's matrix product.
+
+    What is counted (on no device) is counted as there.
+    """
+    return torch.is_grad_enabled() and x.dtype == torch.float32 and x.device.type in ("cpu", "meta")
 
 
 class StdConv2d(Conv2d):
