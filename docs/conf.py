@@ -14,6 +14,8 @@ author = "The Vitrail authors"
 copyright = "the Vitrail authors, Apache-2.0"
 version = release = __version__
 
+# a class name that several modules have, such as Numerics, is linked to the first of them
+suppress_warnings = ["ref.python"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "generated"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3

@@ -2,7 +2,7 @@
 
 ``{recipe-reference}``: every setting of a training recipe, from the ``Recipe`` model.
 ``{command-reference}``: every verb and option of the command line.
-``{model-table}``: every model with its parameters and multiply-adds.
+``{model-table}``: every model with its parameters and multiply-adds; ``{model-table} vit deit``: those of two families.
 ``{exit-codes}``: the errors and their codes.
 """
 
@@ -87,27 +87,23 @@ class RecipeReference(Generated):
 
 
 class ModelTable(Generated):
-    """Every model with what it costs."""
+    """Models with what they cost: all, or those of the families named."""
+
+    optional_arguments = 1
+    final_argument_whitespace = True
 
     def lines(self) -> list[str]:
         import torch
 
-        from vitrail.cli.models import _describe
-        from vitrail.models import list_models
+        from vitrail.cli.models import describe, table_of
+        from vitrail.models import config_of, list_models
 
         torch.set_num_threads(1)
-        rows = [
-            "| model | parameters | GFLOPs | image | patch | width | depth | heads |",
-            "| --- " + "| ---: " * 7 + "|",
-        ]
-        for name in list_models():
-            row = _describe(name)
-            config = row["config"]
-            rows.append(
-                f"| `{name}` | {row['params'] / 1e6:.1f} M | {row['gflops']:.2f} | {row['img_size'][0]} | "
-                f"{row['patch_size']} | {config['embed_dim']} | {config['depth']} | {config['num_heads']} |"
-            )
-        return rows
+        families = self.arguments[0].split() if self.arguments else []
+        names = [n for n in list_models() if not families or type(config_of(n)).__module__.split(".")[-1] in families]
+        columns, rows = table_of([describe(name) for name in names])
+        head = [f"| {' | '.join(columns)} |", "| --- " + "| ---: " * (len(columns) - 1) + "|"]
+        return head + [f"| `{name}` | {' | '.join(cells)} |" for name, *cells in rows]
 
 
 class ExitCodes(Generated):

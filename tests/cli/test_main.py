@@ -71,7 +71,7 @@ def test_every_error_has_its_code(vitrail, monkeypatch, error, code, as_json):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(models_verb, "_describe", fail)
+    monkeypatch.setattr(models_verb, "describe", fail)
     ran = vitrail("models", "vit_tiny*", *(["--json"] if as_json else []))
     assert ran.code == code
     assert "went wrong" in ran.err
@@ -88,7 +88,7 @@ def test_debug_shows_where_it_happened(vitrail, monkeypatch):
     def fail(*_):
         raise RuntimeError("went wrong")
 
-    monkeypatch.setattr(models_verb, "_describe", fail)
+    monkeypatch.setattr(models_verb, "describe", fail)
     monkeypatch.setenv("VITRAIL_DEBUG", "1")
     with pytest.raises(RuntimeError, match="went wrong"):
         entry.main(["models", "vit_tiny*"])
@@ -100,7 +100,7 @@ def test_signals_have_their_code(vitrail, monkeypatch, number, code):
         os.kill(os.getpid(), number)
         raise AssertionError("the signal was not noticed")
 
-    monkeypatch.setattr(models_verb, "_describe", hit)
+    monkeypatch.setattr(models_verb, "describe", hit)
     handler = signal.getsignal(number)
     ran = vitrail("models", "vit_tiny*", "--json")
     assert ran.code == ran.json["exit_code"] == code

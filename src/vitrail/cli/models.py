@@ -39,7 +39,7 @@ def models(
 
         result("models", as_json, models=[show_cost(names[0], size)])
         return
-    rows = [_describe(name, size) for name in names]
+    rows = [describe(name, size) for name in names]
     if one:
         _show_details(rows[0])
     else:
@@ -55,7 +55,7 @@ def _size(text: str) -> tuple[int, int]:
     return as_size(parse_size(text))
 
 
-def _describe(name: str, size: tuple[int, int] | None = None) -> dict[str, Any]:
+def describe(name: str, size: tuple[int, int] | None = None) -> dict[str, Any]:
     from vitrail.models import config_of, config_to_dict
 
     config = config_of(name)
@@ -110,7 +110,8 @@ _COLUMNS = {  # heading -> the fields of a config that say it, of which a family
 }
 
 
-def _show_table(rows: list[dict[str, Any]]) -> None:
+def table_of(rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return headings and cells of what :func:`describe` says of models; a column that all leave empty is left out."""
     shapes = {head: [_first(row["config"], fields) for row in rows] for head, fields in _COLUMNS.items()}
     shapes = {head: cells for head, cells in shapes.items() if any(cells)}
     columns = ("model", "parameters", "GFLOPs", "image", *shapes)
@@ -119,6 +120,11 @@ def _show_table(rows: list[dict[str, Any]]) -> None:
         size = "x".join(str(side) for side in row["img_size"])
         shape = [column[i] for column in shapes.values()]
         cells.append((row["name"], f"{row['params'] / 1e6:.1f} M", f"{row['gflops']:.2f}", size, *shape))
+    return columns, cells
+
+
+def _show_table(rows: list[dict[str, Any]]) -> None:
+    columns, cells = table_of(rows)
     table(columns, cells, right=columns[1:])
     say()
     say(f"{len(rows)} models. GFLOPs are for one image of the size shown, a multiply and an add counted as two")
