@@ -102,6 +102,8 @@ class ModelTable(Generated):
         families = self.arguments[0].split() if self.arguments else []
         names = [n for n in list_models() if not families or type(config_of(n)).__module__.split(".")[-1] in families]
         columns, rows = table_of([describe(name) for name in names])
+        if not families:  # shapes of different families have little in common
+            columns, rows = columns[:4], [row[:4] for row in rows]
         head = [f"| {' | '.join(columns)} |", "| --- " + "| ---: " * (len(columns) - 1) + "|"]
         return head + [f"| `{name}` | {' | '.join(cells)} |" for name, *cells in rows]
 
