@@ -84,7 +84,7 @@ def test_a_backbone_for_dense_heads_has_no_final_norm():
 
 
 def test_wrong_configs():
-    with pytest.raises(ValueError, match="4 numbers in depths"):
+    with pytest.raises(ValueError, match="depths with 4 values"):
         replace(variants()["test_pvt_v2"], depths=(1, 2))
     with pytest.raises(ValueError, match="last stage"):
         replace(variants()["test_pvt"], sr_ratios=(8, 4, 2, 2))

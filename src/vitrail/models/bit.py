@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrail.nn.bottleneck import PreActBottleneck, Step, make_stages, plan_steps, stage_maps
+from vitrail.nn.bottleneck import PreActBottleneck, Step, in_place, make_stages, plan_steps, stage_maps
+from vitrail.nn.checks import require_positive
 from vitrail.nn.conv import StdConv2d, channels_last_kernels
 from vitrail.nn.fused import Linear
 from vitrail.nn.init import initialise
@@ -66,7 +67,8 @@ class BiTConfig:
     numerics: Numerics = field(default_factory=Numerics)
 
     def __post_init__(self) -> None:
-        check_stages(self.depths, self.widths, self.output_stride)
+        require_positive(vars(self), "in_chans", "stem_width", "num_groups")
+        check_stages(vars(self), stem_stride=4)
 
     @property
     def steps(self) -> list[Step]:
@@ -112,7 +114,8 @@ class BiT(nn.Module):
 
     def finish(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> the same, normed and active."""
-        return F.relu_(self.norm(x))
+        relu, _ = in_place(self.norm)
+        return relu(self.norm(x))
 
     @property
     def feature_channels(self) -> dict[int, int]:

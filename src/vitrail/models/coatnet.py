@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.nn.attention import Attention
+from vitrail.nn.checks import require_each, require_multiple, require_positive
 from vitrail.nn.feedforward import FeedForward
 from vitrail.nn.fused import ACTIVATIONS, Linear
 from vitrail.nn.init import initialise
@@ -98,11 +99,17 @@ class CoAtNetConfig:
     form: CoAtNetForm = field(default_factory=CoAtNetForm)
 
     def __post_init__(self) -> None:
-        counts = {len(self.kinds), len(self.widths), len(self.depths), len(self.strides)}
-        if len(counts) > 1:
-            raise ValueError(f"expected kinds, widths, depths and strides of one length, got lengths {sorted(counts)}")
+        require_each(vars(self), "kinds", "widths", "depths", "strides")
+        require_positive(vars(self), "in_chans", "stem_widths", "stem_stride", "widths", "depths", "head_dim")
         if set(self.kinds) - set("CT"):
             raise ValueError(f'expected kinds made of "C" and "T", got {self.kinds!r}')
+        if set(self.strides) - {1, 2}:
+            raise ValueError(f"expected strides of 1 or 2, since a stage halves its map at most, got {self.strides}")
+        attending = [i for i, kind in enumerate(self.kinds) if kind == "T"]
+        inner = [self.widths[i] for i in attending]
+        if not self.form.attn_expand_first:  # the heads of a stage's first block share the width that comes in
+            inner += [(self.stem_widths[1], *self.widths)[i] for i in attending]
+        require_multiple("stages of attention", inner, "head_dim", self.head_dim)
 
     @property
     def embed_dim(self) -> int:
@@ -226,9 +233,8 @@ class CoAtNet(nn.Module):
         for kind, width, depth, stride, grid in plan:
             blocks = []
             for i in range(depth):
-                first = i == 0
                 make = self._conv_block if kind == "C" else self._attention_block
-                blocks.append(make(dim if first else width, width, stride if first else 1, grid, next(rates)))
+                blocks.append(make(width if i else dim, width, 1 if i else stride, grid, next(rates)))
             dim = width
             stages.append(nn.Sequential(OrderedDict(blocks=nn.Sequential(*blocks))))
         self.stages = nn.ModuleList(stages)
@@ -383,14 +389,7 @@ VARIANTS |= {
     for side in (32, 64)
 }
 VARIANTS["test_coatnet"] = CoAtNetConfig(
-    img_size=(32, 32),
-    num_classes=10,
-    stem_widths=(8, 8),
-    stem_stride=1,
-    widths=(8, 16, 32, 32),
-    depths=(1, 2, 2, 1),
-    head_dim=8,
-    representation_size=16,
+    (32, 32), 3, 10, (8, 8), 1, widths=(8, 16, 32, 32), depths=(1, 2, 2, 1), head_dim=8, representation_size=16
 )
 VARIANTS["test_coatnet_rw"] = replace(
     VARIANTS["test_coatnet"], representation_size=None, form=replace(_RW, init_values=0.1, positions="logs")

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrail.nn.bottleneck import Bottleneck, ConvNorm, Step, make_stages, plan_steps
+from vitrail.nn.bottleneck import Bottleneck, ConvNorm, Step, in_place, make_stages, plan_steps
+from vitrail.nn.checks import require_positive
 from vitrail.nn.conv import StdConv2d, StdForm, channels_last_kernels, pad_same
 from vitrail.nn.patches import MapEmbed
 
@@ -58,6 +59,9 @@ class HybridConfig(ViTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_positive(vars(self), "stem_width", "num_groups")
+        for stage in self.stages:
+            require_positive({"stages": stage}, "stages")
         if self.patch_size % self.map_stride:
             raise ValueError(f"expected a patch_size that is a multiple of {self.map_stride}, got {self.patch_size}")
 
@@ -101,7 +105,8 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, I, H, W) -> map (B, C, h, w)."""
-        x = F.relu_(self.stem(images.contiguous(memory_format=torch.channels_last)))
+        relu, _ = in_place(self.stem)
+        x = relu(self.stem(images.contiguous(memory_format=torch.channels_last)))
         x = F.max_pool2d(pad_same(x, 3, 2), 3, stride=2)  # zeros are as good as nothing here: x has no less
         out: Tensor = self.stages(x)
         return out

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.nn.attention import Attention
+from vitrail.nn.checks import require_each, require_heads, require_positive
 from vitrail.nn.feedforward import FeedForward
 from vitrail.nn.fused import Linear
 from vitrail.nn.init import initialise
 from vitrail.nn.patches import SquareEmbed
 from vitrail.nn.positions import Grid, PositionResize, resize_positions
 from vitrail.nn.reduction import ReducedBlock, StridedReduction
-from vitrail.nn.residual import PreNormBlock, drop_path_rates, watched
+from vitrail.nn.residual import PreNormBlock, drop_path_rates
+from vitrail.nn.shortcuts import watched
 from vitrail.nn.tokens import Features, as_map, prepend
 
 
@@ -78,9 +80,9 @@ class PVTConfig:
     numerics: Numerics = field(default_factory=Numerics)
 
     def __post_init__(self) -> None:
-        for name in ("depths", "num_heads", "mlp_ratios", "sr_ratios"):
-            if len(getattr(self, name)) != len(self.embed_dims):
-                raise ValueError(f"expected {len(self.embed_dims)} numbers in {name}, got {getattr(self, name)}")
+        require_each(vars(self), "embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios")
+        require_positive(vars(self), "patch_size", "in_chans", "embed_dims", "depths", "num_heads", "sr_ratios")
+        require_heads(self.embed_dims, self.num_heads)
         if self.sr_ratios[-1] != 1:
             raise ValueError(
                 f"expected no reduction in the last stage, where a class token joins, got {self.sr_ratios}"
@@ -139,7 +141,7 @@ class PVTStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """What a stage without class token does: (B, H', W', C') -> (B, h, w, C)."""
         tokens, grid = self.embed(x)
-        out: Tensor = self.blocks(tokens.view(tokens.shape[0], *grid, -1))
+        out: Tensor = self.blocks(tokens.view(tokens.shape[0], *grid, tokens.shape[2]))
         return out
 
 
@@ -210,7 +212,7 @@ class PVT(nn.Module):
         _, tokens, _ = self.embed(images)
         if self.cls_token is None:
             tokens = blocks(tokens)
-        elif watched(blocks[-1]):
+        elif watched(self.last_stage):
             tokens = blocks(tokens)[:, :1]
         else:
             tokens = blocks[-1](blocks[:-1](tokens), first=1)

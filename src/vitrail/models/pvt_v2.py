@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from vitrail.nn.attention import Attention
+from vitrail.nn.checks import require_each, require_heads, require_positive
 from vitrail.nn.feedforward import ConvFeedForward
 from vitrail.nn.fused import Linear
 from vitrail.nn.init import initialise
@@ -76,9 +77,12 @@ class PVTv2Config:
     numerics: Numerics = field(default_factory=Numerics)
 
     def __post_init__(self) -> None:
-        for name in ("depths", "num_heads", "mlp_ratios", "sr_ratios"):
-            if len(getattr(self, name)) != len(self.embed_dims):
-                raise ValueError(f"expected {len(self.embed_dims)} numbers in {name}, got {getattr(self, name)}")
+        require_each(vars(self), "embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios")
+        require_positive(vars(self), "patch_size", "in_chans", "embed_dims", "depths", "num_heads", "sr_ratios")
+        require_positive(vars(self), "stride")
+        require_heads(self.embed_dims, self.num_heads)
+        if self.patch_size % 2 == 0:
+            raise ValueError(f"expected an odd patch_size, whose squares have a middle, got {self.patch_size}")
 
     @property
     def strides(self) -> tuple[int, ...]:

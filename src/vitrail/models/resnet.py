@@ -8,14 +8,16 @@ B batch, I input channels, H·W pixels, C channels, (h, w) grid, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrail.nn.bottleneck import BasicBlock, Bottleneck, ConvNorm, Step, make_stages, plan_steps, stage_maps
+from vitrail.nn.bottleneck import BasicBlock, Bottleneck, ConvNorm, Step, in_place, make_stages, plan_steps, stage_maps
+from vitrail.nn.checks import require_each, require_positive
 from vitrail.nn.conv import Conv2d, channels_last_kernels
 from vitrail.nn.fused import Linear
 from vitrail.nn.init import initialise
@@ -53,7 +55,8 @@ class ResNetConfig:
     drop_path_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        check_stages(self.depths, self.widths, self.output_stride)
+        require_positive(vars(self), "in_chans", "stem_width")
+        check_stages(vars(self), stem_stride=4 if self.stem == "large" else 1)
 
     @property
     def steps(self) -> list[Step]:
@@ -61,12 +64,15 @@ class ResNetConfig:
         return plan_steps(len(self.depths), 4 if self.stem == "large" else 1, self.output_stride)
 
 
-def check_stages(depths: tuple[int, ...], widths: tuple[int, ...], output_stride: int) -> None:
+def check_stages(values: Mapping[str, Any], *, stem_stride: int) -> None:
     """Raise ValueError unless there is a depth for each width, and the stride is one that can be had."""
-    if len(depths) != len(widths) or not depths:
-        raise ValueError(f"expected a depth and a width for each stage, got {depths} and {widths}")
-    if output_stride not in (8, 16, 32):
-        raise ValueError(f"expected an output_stride of 8, 16 or 32, got {output_stride}")
+    require_each(values, "depths", "widths")
+    require_positive(values, "depths", "widths")
+    asked, own = values["output_stride"], stem_stride * 2 ** (len(values["depths"]) - 1)
+    if asked not in (8, 16, 32):
+        raise ValueError(f"expected an output_stride of 8, 16 or 32, got {asked}")
+    if asked != 32 and asked > own:
+        raise ValueError(f"output_stride={asked} has no effect: a cell of this network's last map is {own} pixels")
 
 
 class ResNet(nn.Module):
@@ -97,7 +103,8 @@ class ResNet(nn.Module):
 
     def stem_map(self, images: Tensor) -> Tensor:
         """Images (B, I, H, W) -> map (B, C, ⌈H/4⌉, ⌈W/4⌉), or (B, C, H, W) behind a small stem."""
-        x = F.relu_(self.stem(images.contiguous(memory_format=torch.channels_last)))
+        relu, _ = in_place(self.stem)
+        x = relu(self.stem(images.contiguous(memory_format=torch.channels_last)))
         return F.max_pool2d(x, 3, stride=2, padding=1) if self.config.stem == "large" else x
 
     @property

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from vitrail.nn.checks import require_each, require_heads, require_positive
 from vitrail.nn.feedforward import FeedForward
 from vitrail.nn.fused import Linear
 from vitrail.nn.init import initialise
@@ -76,10 +77,11 @@ class SwinConfig:
     numerics: Numerics = field(default_factory=Numerics)
 
     def __post_init__(self) -> None:
-        if len(self.depths) != len(self.num_heads):
-            raise ValueError(f"expected num_heads for {len(self.depths)} stages, got {len(self.num_heads)}")
-        if self.window_size < 1:
-            raise ValueError(f"expected a window of at least one token, got {self.window_size}")
+        require_each(vars(self), "depths", "num_heads")
+        require_positive(
+            vars(self), "patch_size", "in_chans", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio"
+        )
+        require_heads(self.widths, self.num_heads)
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.nn.attention import Attention
+from vitrail.nn.checks import require_heads, require_positive
 from vitrail.nn.feedforward import FeedForward, Gelu
 from vitrail.nn.fused import Linear
 from vitrail.nn.init import initialise
 from vitrail.nn.patches import MapEmbed, PatchEmbed
 from vitrail.nn.positions import PositionResize, resize_positions, sincos_2d
-from vitrail.nn.residual import PreNormBlock, drop_path_rates, watched
+from vitrail.nn.residual import PreNormBlock, drop_path_rates
+from vitrail.nn.shortcuts import watched
 from vitrail.nn.tokens import AttentionPool, Features, as_map, prepend
 
 Pool = Literal["token", "avg", "gap", "map"]
@@ -92,6 +94,8 @@ class ViTConfig:
             raise ValueError('expected class_token=True for global_pool="token"; without it use "avg", "gap" or "map"')
         if self.representation_size is not None and self.num_classes == 0:
             raise ValueError("representation_size has no effect without a head: set num_classes or leave it out")
+        require_positive(vars(self), "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
+        require_heads([self.embed_dim], [self.num_heads])
 
     @property
     def hidden_dim(self) -> int:
