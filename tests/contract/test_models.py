@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from vitrail import models
 from vitrail.errors import UsageError
 from vitrail.nn import Attention, Features
+from vitrail.weights import load_weights
 
 NAMES = sorted(name for name in models.variants() if name.startswith("test_"))
 SIZES = [(32, 32), (40, 24), (50, 67)]
@@ -167,12 +169,32 @@ def test_gives_a_pyramid(name, size):
 
 
 def test_gives_the_levels_asked_for(name):
-    pyramid = models.create_model(name, features_only=True, out_indices=(-1, 0)).eval()
+    pyramid = models.create_model(name, features_only=True, out_indices=(0, -1)).eval()
     strides = pyramid.feature_info.reduction()
     assert len(pyramid(images((64, 64)))) == 2
-    assert strides[0] > strides[1]
+    assert strides[0] < strides[1]
     with pytest.raises(UsageError, match="out_indices"):
         models.create_model(name, features_only=True, out_indices=(9,))
+
+
+@pytest.mark.parametrize("keywords", [{}, {"num_classes": 3}])
+def test_every_parameter_of_a_backbone_gets_a_gradient(name, keywords):
+    """What no map reads is left out: distributed training refuses parameters without a gradient."""
+    pyramid = models.create_model(name, features_only=True, **keywords)
+    sum(found.square().sum() for found in pyramid(images())).backward()
+    assert [n for n, parameter in pyramid.named_parameters() if parameter.grad is None] == []
+
+
+def test_a_backbone_gives_the_maps_of_the_whole_model(name, tmp_path):
+    """Weights are loaded before what no map reads is taken out."""
+    whole = randomise(models.create_model(name)).eval()
+    save_file({k: v.contiguous() for k, v in whole.state_dict().items()}, tmp_path / "model.safetensors")
+    pyramid = models.create_model(name, tmp_path / "model.safetensors", features_only=True).eval()
+    with torch.inference_mode():
+        expected = whole.features(images((40, 24))).maps
+        found = pyramid.backbone.features(images((40, 24))).maps
+        assert all(torch.equal(found[stride], expected[stride]) for stride in expected)
+    load_weights(pyramid.backbone, tmp_path / "model.safetensors")
 
 
 def test_other_channels_classes_and_no_head(name):

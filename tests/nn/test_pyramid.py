@@ -53,5 +53,32 @@ def test_a_pyramid_backbone_keeps_its_own_maps():
     found = FeaturePyramid(_Backbone())
     assert found.pyramid is None
     assert [tuple(m.shape) for m in found(torch.zeros(1, 3, 16, 16))] == [(1, 3, 4, 4), (1, 5, 2, 2)]
-    with pytest.raises(ValueError, match="out_indices below 2"):
+    with pytest.raises(ValueError, match=r"out_indices .* to 1"):
         FeaturePyramid(_Backbone(), (2,))
+
+
+@pytest.mark.parametrize(
+    ("indices", "words"),
+    [
+        ((1, 1), r"each once and in increasing order, got \(1, 1\)"),
+        ((1, -1), r"each once and in increasing order, got \(1, -1\)"),
+        ((1, 0), "in increasing order"),
+        (2, "list of numbers .* such as .* got 2"),
+        ("01", "got '01'"),
+        ((1.5,), "got 1.5"),
+        (("1",), "got '1'"),
+        ((True,), "got True"),
+        ((-3,), "from -2 to -1, at least one, got -3"),
+        ((), "got none"),
+    ],
+)
+def test_indices_that_name_no_maps(indices, words):
+    with pytest.raises(ValueError, match=words):
+        FeaturePyramid(_Backbone(), indices)
+
+
+@pytest.mark.parametrize(("indices", "strides"), [((-1,), [8]), ([0, -1], [4, 8]), (range(1), [4])])
+def test_what_is_given_is_what_the_info_says(indices, strides):
+    found = FeaturePyramid(_Backbone(), indices)
+    assert found.feature_info.reduction() == strides
+    assert [m.shape[1] for m in found(torch.zeros(1, 3, 16, 16))] == found.feature_info.channels()

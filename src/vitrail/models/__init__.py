@@ -87,7 +87,8 @@ def create_model(
         name: a name of :func:`list_models`, or ``hf-hub:org/name`` for the architecture and weights found there.
         pretrained: a path, a folder, ``hf-hub:org/name``, or True for the origin that the model's card names.
         features_only: whether to return a :class:`~vitrail.nn.pyramid.FeaturePyramid` instead: images -> list of maps.
-        out_indices: with ``features_only``, which maps to give, counted from the finest; default all.
+        out_indices: with ``features_only``, which maps to give, in increasing order, counted from the finest (below 0
+            from the coarsest); default all.
         overrides: fields of the model's config, such as ``num_classes``, ``in_chans``, ``img_size`` (int or (H, W)),
             ``drop_path_rate``, ``global_pool``. With ``pretrained``, another ``num_classes`` than the weights'
             starts a new head.

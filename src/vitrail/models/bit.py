@@ -83,6 +83,8 @@ class BiT(nn.Module):
     :meth:`features` are those of the stages before any norm, but for the last, which is normed.
     """
 
+    after_maps = ("head_drop", "head")
+
     def __init__(self, config: BiTConfig) -> None:
         super().__init__()
         self.config = c = config

@@ -223,6 +223,8 @@ class CoAtNet(nn.Module):
     Any (H, W) works: odd maps are halved rounding up, and the tables of relative positions are resized.
     """
 
+    after_maps = ("norm", "pre_logits", "head_drop", "head")
+
     def __init__(self, config: CoAtNetConfig) -> None:
         super().__init__()
         self.config = config

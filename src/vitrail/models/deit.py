@@ -40,6 +40,7 @@ class DeiT(ViT):
     """
 
     config: DeiTConfig
+    after_maps = (*ViT.after_maps, "head_dist")
 
     def _add_prefix_tokens(self) -> None:
         super()._add_prefix_tokens()

@@ -162,6 +162,8 @@ class PVT(nn.Module):
     dropped; a map smaller than a patch is filled up with zeros.
     """
 
+    after_maps = ("norm", "head_drop", "head")
+
     def __init__(self, config: PVTConfig) -> None:
         super().__init__()
         self.config = config

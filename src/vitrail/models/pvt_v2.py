@@ -138,6 +138,8 @@ class PVTv2(nn.Module):
     ``model(images)`` maps normalised images (B, I, H, W) to logits (B, K), at any (H, W).
     """
 
+    after_maps = ("head_drop", "head")
+
     def __init__(self, config: PVTv2Config) -> None:
         super().__init__()
         self.config = config

@@ -81,6 +81,8 @@ class ResNet(nn.Module):
     ``model(images)`` maps normalised images (B, I, H, W) to logits (B, K), at any (H, W).
     """
 
+    after_maps = ("head_drop", "head")
+
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         self.config = c = config

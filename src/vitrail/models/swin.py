@@ -116,6 +116,8 @@ class SwinStage(nn.Module):
 class Swin(nn.Module):
     """Swin Transformer: ``model(images)`` maps normalised images (B, I, H, W) to logits (B, K), at any (H, W)."""
 
+    after_maps = ("head_drop", "head")
+
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
         self.config = config

@@ -109,6 +109,8 @@ class ViT(nn.Module):
     ``model(images)`` maps normalised images (B, I, H, W) to logits (B, K), at any (H, W) that holds one patch.
     """
 
+    after_maps: tuple[str, ...] = ("attn_pool", "fc_norm", "pre_logits", "head_drop", "head")
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config

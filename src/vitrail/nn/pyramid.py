@@ -75,14 +75,24 @@ class FeatureInfo:
         return list(self._channels)
 
 
+class Dropped(nn.Identity):
+    """Stands where a part was that only the head reads."""
+
+
 class FeaturePyramid(nn.Module):
     """A backbone without its classifier: images -> list of maps, the finest first.
 
     A backbone with one map only (ViT, DeiT, hybrids) gets a :class:`SimplePyramid`, whose layers are new: train them.
+    What no map reads (``backbone.after_maps`` names it: the final norm of some, the head) is taken out of the backbone,
+    so that every parameter gets a gradient: load weights before.
 
     Args:
         backbone: a model with ``features(images)`` and ``feature_channels``.
-        out_indices: which of the maps to give, counted from the finest; default all.
+        out_indices: which of the maps to give, in increasing order, counted from the finest; below 0 from the
+            coarsest; default all.
+
+    Raises:
+        ValueError: ``out_indices`` that are no such numbers.
 
     Attributes:
         feature_info: channels and strides of the maps given.
@@ -93,16 +103,16 @@ class FeaturePyramid(nn.Module):
         self.backbone = backbone
         channels: dict[int, int] = backbone.feature_channels
         self.pyramid = None
-        if len(channels) == 1:
+        single = len(channels) == 1
+        strides = list(STRIDES) if single else sorted(channels)
+        self.strides = [strides[i] for i in _chosen(out_indices, len(strides))]
+        if single:
             ((stride, dim),) = channels.items()
-            self.pyramid = SimplePyramid(dim, stride)
+            self.pyramid = SimplePyramid(dim, stride, strides=self.strides)
             channels = dict.fromkeys(STRIDES, 256)
-        strides = sorted(channels)
-        indices = range(len(strides)) if out_indices is None else out_indices
-        wrong = [i for i in indices if not -len(strides) <= i < len(strides)]
-        if wrong:
-            raise ValueError(f"expected out_indices below {len(strides)} (one for each map), got {wrong[0]}")
-        self.strides = [strides[i] for i in indices]
+        for name in getattr(backbone, "after_maps", ()):
+            if isinstance(getattr(backbone, name), nn.Module):
+                setattr(backbone, name, Dropped())
         self.feature_info = FeatureInfo({s: channels[s] for s in self.strides})
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -112,3 +122,21 @@ class FeaturePyramid(nn.Module):
             (only,) = maps.values()
             maps = self.pyramid(only)
         return [maps[stride] for stride in self.strides]
+
+
+def _chosen(out_indices: Sequence[int] | None, count: int) -> list[int]:
+    """Return the indices of the maps asked for, counted from the finest; ValueError if they are none."""
+    if out_indices is None:
+        return list(range(count))
+    wanted = (
+        f"expected out_indices as a list of numbers from 0 (the finest map) to {count - 1}, or from -{count} to -1,"
+    )
+    if not isinstance(out_indices, Sequence) or isinstance(out_indices, str):
+        raise ValueError(f"{wanted} such as (0, 1), got {out_indices!r}")
+    wrong = [i for i in out_indices if not isinstance(i, int) or isinstance(i, bool) or not -count <= i < count]
+    if wrong or not out_indices:
+        raise ValueError(f"{wanted} at least one, got {wrong[0]!r}" if wrong else f"{wanted} at least one, got none")
+    found = [i % count for i in out_indices]
+    if found != sorted(set(found)):
+        raise ValueError(f"{wanted} each once and in increasing order, got {tuple(out_indices)}")
+    return found

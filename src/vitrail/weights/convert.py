@@ -148,6 +148,13 @@ def excuse_head(found: Plan, *, model_has_head: bool, new_head: bool) -> list[st
     return [name for j in lacking for name in j.ours] + unnamed
 
 
+def excuse_parts(found: Plan, parts: Sequence[str]) -> None:
+    """Take parts out of the account that were taken out of the model, such as a final norm that no map reads."""
+    gone = {found.prefix + t for e in found.table.entries if e.ours.partition(".")[0] in parts for t in e.theirs}
+    found.ignored += [n for n in found.unexpected if n in gone]
+    found.unexpected = [n for n in found.unexpected if n not in gone]
+
+
 def to_ours(found: Plan, tensors: Mapping[str, Tensor], numbers: Numbers) -> dict[str, Tensor]:
     """Run a plan from their tensors to ours. Raises :class:`WeightsError` on a tensor that cannot be reshaped."""
     out: dict[str, Tensor] = {}

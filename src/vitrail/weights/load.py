@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError, WeightsError, did_you_mean
+from vitrail.nn.pyramid import Dropped
 
 from . import convert, fit
 from .cards import Card
@@ -113,6 +114,7 @@ def _convert(
         more = convert.detect(tables, [*wanted, *family.optional(config)], read.tensors)
         found = min(found, more, key=lambda p: p.faults)
     new = convert.excuse_head(found, model_has_head=config.num_classes > 0, new_head=new_head)
+    convert.excuse_parts(found, [name for name, part in model.named_children() if isinstance(part, Dropped)])
     convert.require_complete(found, read.origin, family.hint(read.tensors))
     ours = convert.to_ours(found, read.tensors, family.numbers(config))
     said = family.fit(ours, model, read, found.table.layout)
