@@ -37,7 +37,7 @@ def rows(map_):
 def test_squares_are_the_convolution(side, more_h, more_w):
     conv = nn.Conv2d(3, 5, side, stride=side)
     x = torch.randn(2, 3, side + more_h, side + more_w)
-    torch.testing.assert_close(project_squares(rows(x), conv.weight, conv.bias), rows(conv(x)))
+    torch.testing.assert_close(project_squares(rows(x), conv), rows(conv(x)))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 9), (9, 2)])
@@ -45,7 +45,7 @@ def test_a_map_smaller_than_a_square_is_filled_up_with_zeros(size):
     conv = nn.Conv2d(3, 5, 4, stride=4)
     x = torch.randn(2, 3, *size)
     full = F.pad(x, (0, max(4 - size[1], 0), 0, max(4 - size[0], 0)))
-    torch.testing.assert_close(project_squares(rows(x), conv.weight, conv.bias), rows(conv(full)))
+    torch.testing.assert_close(project_squares(rows(x), conv), rows(conv(full)))
 
 
 def test_square_embedding_and_strided_reduction_are_one_thing():

@@ -16,7 +16,7 @@ from vitrail.nn.relative import (
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (4, 4)])
 def test_each_offset_has_its_own_row(grid):
     h, w = grid
-    index = relative_index(grid).view(h * w, h * w)
+    index = relative_index(grid, torch.device("cpu")).view(h * w, h * w)
     for q in range(h * w):
         for k in range(h * w):
             dy, dx = q // w - k // w, q % w - k % w
@@ -28,7 +28,7 @@ def test_bias_is_the_table_spread_over_pairs():
     found = bias()
     assert found.shape == (1, 3, 6, 6)
     for head in range(3):
-        assert torch.equal(found[0, head].flatten(), bias.table[relative_index((2, 3)), head])
+        assert torch.equal(found[0, head].flatten(), bias.table[relative_index((2, 3), torch.device("cpu")), head])
 
 
 def test_every_offset_learns():

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .cache import KVCache
 from .fused import Linear, linear
+from .shortcuts import as_made, at_once
 
 MOST_WEIGHTS = 2**27  # weights of one call that may be held for speed: 256 MiB in bf16
 SHORT = 144  # tokens up to which the fused kernel reads views as fast as it would copies
@@ -100,7 +101,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: floa
         flat = None if mask is None else mask.reshape(-1, *mask.shape[-3:])
         out = _fused(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), flat, dropout_p, scale)
         return out.view(q.shape[0], q.shape[1], *out.shape[1:])
-    if q.device.type == "cpu" and not torch.compiler.is_compiling():  # masks stay in the cache, nothing is copied
+    if q.device.type == "cpu" and at_once() and len(q):  # masks stay in the cache, nothing is copied
         masks = mask.expand(len(q), *mask.shape[1:])
         samples = [_fused(*parts, dropout_p, scale).transpose(1, 2) for parts in zip(q, k, v, masks, strict=True)]
         return torch.stack(samples).transpose(2, 3)  # in the memory order of the kernel's own results
@@ -248,9 +249,13 @@ class Attention(nn.Module):
     def _part(self, x: Tensor, first: int, last: int) -> Tensor:
         """Project ``x`` with the rows of q (0), k (1), v (2) from ``first`` up to ``last``."""
         rows = slice(first * self.inner_dim, last * self.inner_dim)
+        if not as_made(self.qkv, Linear):
+            whole: Tensor = self.qkv(x)
+            return whole[..., rows]
         return linear(x, self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows])
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, N, parts · H · D) -> ``parts`` views (B, H, N, D)."""
-        heads = x.view(*x.shape[:-1], parts, self.num_heads, -1).transpose(-4, -2)  # (B, H, parts, N, D)
+        width = self.inner_dim // self.num_heads
+        heads = x.view(*x.shape[:-1], parts, self.num_heads, width).transpose(-4, -2)  # (B, H, parts, N, D)
         return heads.unbind(-3)

@@ -14,16 +14,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .conv import Conv2d, conv_norm
 from .residual import DropPath, drop_path_rates
+from .shortcuts import watched
 
 MakeConv = Callable[..., Conv2d]
 MakeNorm = Callable[[int], nn.Module]
 Dilations = tuple[int, int]
 """Of a block's first 3x3 convolution and of later ones: a dilated stage starts with the dilation of the one before."""
+
+
+def in_place(block: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
+    """Return ReLU and addition that overwrite their first argument, or that do not where somebody may have kept it."""
+    return (F.relu, torch.add) if watched(block) else (F.relu_, Tensor.add_)
 
 
 class ConvNorm(nn.Module):
@@ -81,9 +88,10 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C', ⌈h/s⌉, ⌈w/s⌉)."""
-        branch = F.relu_(conv_norm(self.conv1, self.norm1, x))
+        relu, add = in_place(self)
+        branch = relu(conv_norm(self.conv1, self.norm1, x))
         branch = self.drop_path(conv_norm(self.conv2, self.norm2, branch))
-        return F.relu_(branch.add_(self.shortcut(x)))
+        return relu(add(branch, self.shortcut(x)))
 
 
 class Bottleneck(nn.Module):
@@ -129,10 +137,11 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C', ⌈h/s⌉, ⌈w/s⌉)."""
-        branch = F.relu_(conv_norm(self.conv1, self.norm1, x))
-        branch = F.relu_(conv_norm(self.conv2, self.norm2, branch))
+        relu, add = in_place(self)
+        branch = relu(conv_norm(self.conv1, self.norm1, x))
+        branch = relu(conv_norm(self.conv2, self.norm2, branch))
         branch = self.drop_path(conv_norm(self.conv3, self.norm3, branch))
-        return F.relu_(branch.add_(self.shortcut(x)))
+        return relu(add(branch, self.shortcut(x)))
 
 
 class PreActBottleneck(nn.Module):
@@ -175,11 +184,12 @@ class PreActBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C', ⌈h/s⌉, ⌈w/s⌉)."""
-        active = F.relu_(self.norm1(x))
+        relu, add = in_place(self)
+        active = relu(self.norm1(x))
         branch = conv_norm(self.conv1, self.norm2, active)
-        branch = conv_norm(self.conv2, self.norm3, F.relu_(branch))
-        out: Tensor = self.drop_path(self.conv3(F.relu_(branch)))
-        return out.add_(x if self.project is None else self.project(active))
+        branch = conv_norm(self.conv2, self.norm3, relu(branch))
+        out: Tensor = self.drop_path(self.conv3(relu(branch)))
+        return add(out, x if self.project is None else self.project(active))
 
 
 Block = type[BasicBlock] | type[Bottleneck] | type[PreActBottleneck]

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .fused import linear
-from .norms import affine
+from .norms import affine, fixed
+from .shortcuts import plain
 
 Padding = Literal["symmetric", "same"]
 StdForm = Literal["variance", "deviation"]
@@ -150,19 +151,21 @@ def conv_norm(conv: Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     no gradient is asked for, nobody hooks into either layer, and the map has more positions than a filter has weights:
     below that, scaling the kernel costs more than it saves. Compiled and exported graphs keep both layers.
     """
-    if not isinstance(norm, nn.BatchNorm2d) or not _folds(conv, norm, x):
+    if not _folds(conv, norm, x):
         plain: Tensor = norm(conv(x))
         return plain
+    assert isinstance(norm, nn.BatchNorm2d)
     scale, shift = affine(norm)
     kernel = conv.kernel() * scale[:, None, None, None]  # norms may be kept in float32 beside kernels in bf16
     return conv.apply_kernel(x, kernel.to(x.dtype), shift.to(x.dtype))
 
 
-def _folds(conv: Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> bool:
-    if norm.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+def _folds(conv: nn.Module, norm: nn.Module, x: Tensor) -> bool:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    if any(m._forward_hooks or m._forward_pre_hooks for m in (conv, norm)):
+    if not plain(conv, Conv2d, StdConv2d) or not fixed(norm):
         return False
+    assert isinstance(conv, Conv2d)
     positions = x.shape[0] * x.shape[2] * x.shape[3] // conv.stride[0] ** 2
     return positions >= conv.weight[0].numel()
 

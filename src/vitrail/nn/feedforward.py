@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .fused import ACTIVATIONS, Activation, Linear, conv_act, linear, linear_act
-from .residual import watched
+from .shortcuts import at_once, plain, watched
 
 Gelu = Literal["erf", "tanh"]
 ACTS: dict[str, Activation] = {"erf": "gelu", "tanh": "gelu_tanh"}
@@ -46,16 +46,18 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        if not _better_in_pieces(x) or x.numel() // x.shape[-1] * self.fc1.out_features * x.element_size() < FRESH:
+        if not _better_in_pieces(x) or watched(self):
+            return self._run(x)
+        if x.numel() // x.shape[-1] * self.fc1.out_features * x.element_size() < FRESH:
             return self._run(x)
         pieces = [self._run(piece) for piece in torch.split(x.reshape(-1, x.shape[-1]), PIECE)]
         return torch.cat(pieces).view(x.shape)
 
     def _run(self, x: Tensor) -> Tensor:
-        if self.fc1._forward_hooks or self.fc1._forward_pre_hooks:
-            hidden = ACTIVATIONS[self.act](self.fc1(x))
-        else:
+        if plain(self.fc1, Linear):
             hidden = linear_act(x, self.fc1.weight, self.fc1.bias, self.act)
+        else:
+            hidden = ACTIVATIONS[self.act](self.fc1(x))
         out: Tensor = self.drop(self.fc2(self.drop(hidden)))
         return out
 
@@ -65,7 +67,7 @@ def _better_in_pieces(x: Tensor) -> bool:
 
     The hidden layer of many tokens goes out to memory and comes back; that of a few stays in the cache.
     """
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or torch.is_grad_enabled() or not at_once() or torch.is_autocast_enabled("cpu"):
         return False
     return x.shape[:-1].numel() >= 2 * PIECE
 
@@ -83,14 +85,15 @@ class ConvFeedForward(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, *, relu: bool = False, drop: float = 0.0) -> None:
         super().__init__()
         self.fc1 = Linear(dim, hidden_dim)
-        self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
+        self.relu = relu
         self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
         self.fc2 = Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens on their grid (B, h, w, C) -> (B, h, w, C)."""
-        if not _better_in_pieces(x) or self.training or watched(self):
+        mine = plain(self.fc1, Linear) and plain(self.dwconv, nn.Conv2d) and plain(self.fc2, Linear)
+        if not _better_in_pieces(x) or self.training or watched(self) or not mine:
             return self._run(x)
         tokens, hidden = x.shape[1:3].numel(), self.fc1.out_features
         slices = math.ceil(tokens * hidden / HIDDEN)
@@ -99,12 +102,14 @@ class ConvFeedForward(nn.Module):
         return torch.cat([run(images) for images in torch.split(x, max(PIECE // tokens, 1))])
 
     def _run(self, x: Tensor) -> Tensor:
-        hidden = self.relu(self.fc1(x)).permute(0, 3, 1, 2)  # a channels-last map: no copy
-        conv = self.dwconv
-        if conv._forward_hooks or conv._forward_pre_hooks:
-            hidden = F.gelu(conv(hidden))
-        else:
+        hidden = self.fc1(x)
+        if self.relu:
+            hidden = F.relu_(hidden) if plain(self.fc1, Linear) else F.relu(hidden)
+        hidden, conv = hidden.permute(0, 3, 1, 2), self.dwconv  # a channels-last map: no copy
+        if plain(conv, nn.Conv2d):
             hidden = conv_act(hidden, conv.weight, conv.bias, "gelu", padding=1, groups=conv.groups)
+        else:
+            hidden = F.gelu(conv(hidden))
         hidden = self.drop(hidden.permute(0, 2, 3, 1))
         out: Tensor = self.drop(self.fc2(hidden))
         return out
@@ -118,7 +123,8 @@ class ConvFeedForward(nn.Module):
         rows = (self.fc1.weight, self.fc1.bias, self.dwconv.weight, self.dwconv.bias, self.fc2.weight.t())
         total = self.fc2.bias.expand(x.shape[:3].numel(), -1).clone()
         for into, bias1, kernel, bias2, out_of in zip(*(torch.split(r, width) for r in rows), strict=True):
-            hidden = self.relu(linear(x, into, bias1)).permute(0, 3, 1, 2)
+            hidden = linear(x, into, bias1)
+            hidden = (F.relu_(hidden) if self.relu else hidden).permute(0, 3, 1, 2)
             hidden = conv_act(hidden, kernel, bias2, "gelu", padding=1, groups=len(kernel)).permute(0, 2, 3, 1)
             total.addmm_(hidden.flatten(0, 2), out_of)
         return total.view(x.shape)

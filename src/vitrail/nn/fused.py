@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .shortcuts import at_once
+
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -79,9 +81,7 @@ def conv_act(
 
 def _kernel(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, *, least: int = 0) -> Callable[..., Any] | None:
     """Return oneDNN's kernel if it may be used on these tensors, and is asked for ``least`` multiply-adds or more."""
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return None
-    if torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
+    if x.device.type != "cpu" or torch.is_grad_enabled() or not at_once():
         return None
     if type(weight) not in (Tensor, nn.Parameter) or torch.is_autocast_enabled(
         "cpu"

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .fused import ACTIVATIONS, Activation, Linear, conv_act, linear_act
-from .norms import affine
-from .residual import DropPath, watched
+from .norms import affine, fixed
+from .residual import DropPath
+from .shortcuts import plain, watched
 
 Stride = Literal["expand", "depthwise", "pool"]
 Pool = Literal["max", "avg", "max3"]
@@ -31,7 +32,7 @@ class MBConvForm:
 
     Attributes:
         stride: which layer halves the map: the first 1x1 convolution ("expand"), the depthwise one, or pooling before.
-        pool: how the shortcut (and "pool") halves: 2x2 "max", 2x2 "avg", or 3x3 "max3".
+        pool: how the shortcut halves: 2x2 "max", 2x2 "avg", or 3x3 "max3"; before the path it is always "avg".
         act: activation after both norms.
         pre_act: whether it follows the first norm too.
         bias: whether the last 1x1 convolution and the shortcut's have a bias.
@@ -186,5 +187,8 @@ class MBConv(nn.Module):
         return x[:, :, ::2, ::2] if self.form.stride == "expand" else halve(x, "avg")
 
     def _may_fuse(self) -> bool:
-        """In evaluation the norms are fixed; whoever hooks into the block gets every layer."""
-        return not self.training and not watched(self)
+        """Norms that are fixed, as in evaluation, fold away; whoever hooks into the block gets every layer."""
+        norms = (self.pre_norm, self.norm1, self.norm2)
+        if not all(fixed(norm) for norm in norms) or not plain(self.expand, Linear):
+            return False
+        return plain(self.depthwise, nn.Conv2d) and not watched(self)

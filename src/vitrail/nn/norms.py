@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .shortcuts import plain
+
 
 class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of a map (B, C, h, w), at each position by itself.
@@ -23,6 +25,13 @@ class LayerNorm2d(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def fixed(norm: nn.Module) -> bool:
+    """Whether a layer is a batch norm that applies the same scale and shift to every image, see :func:`affine`."""
+    if norm.training or not plain(norm, nn.BatchNorm2d):
+        return False
+    return isinstance(norm.weight, Tensor) and isinstance(norm.running_mean, Tensor)
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .fused import Linear, linear
+from .shortcuts import plain
 
 
 class PatchEmbed(nn.Module):
@@ -44,6 +45,9 @@ class PatchEmbed(nn.Module):
         b, chans, height, width = images.shape
         h, w = self.grid(height, width)
         p = self.patch_size
+        if not plain(self.proj, nn.Conv2d):
+            map_: Tensor = self.proj(images)
+            return map_.flatten(2).transpose(1, 2)
         pixels = images[:, :, : h * p, : w * p].reshape(b, chans, h, p, w, p)
         rows = pixels.permute(0, 2, 4, 1, 3, 5).reshape(b, h * w, chans * p * p)
         return linear(rows, self.proj.weight.flatten(1), self.proj.bias)
@@ -108,7 +112,7 @@ class SquareEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pixels or tokens on their grid (B, H, W, I) -> (B, h, w, C); see :func:`project_squares`."""
-        out: Tensor = self.norm(project_squares(x, self.proj.weight, self.proj.bias))
+        out: Tensor = self.norm(project_squares(x, self.proj))
         return out
 
 
@@ -168,17 +172,19 @@ def pad_to_multiple(x: Tensor, side: int) -> Tensor:
     return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
 
 
-def project_squares(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def project_squares(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Tokens on their grid (B, h, w, C) -> (B, h // p, w // p, O): each square of p x p tokens becomes one.
 
-    The convolution with kernel = stride = p and ``weight`` (O, C, p, p), computed as the matrix product it is. Tokens
-    that do not fill a square are dropped; a grid smaller than one square is filled up with zeros at its right and
-    bottom.
+    ``conv`` has kernel = stride = p and a weight (O, C, p, p); it is computed as the matrix product it is. Tokens that
+    do not fill a square are dropped; a grid smaller than one square is filled up with zeros at its right and bottom.
     """
-    p = weight.shape[-1]
+    p = conv.kernel_size[0]
     if x.shape[1] < p or x.shape[2] < p:
         x = F.pad(x, (0, 0, 0, max(p - x.shape[2], 0), 0, max(p - x.shape[1], 0)))
+    if not plain(conv, nn.Conv2d):
+        out: Tensor = conv(x.permute(0, 3, 1, 2))
+        return out.permute(0, 2, 3, 1)
     b, h, w, c = x.shape
     h, w = h // p, w // p
     squares = x[:, : h * p, : w * p].reshape(b, h, p, w, p, c).transpose(2, 3).reshape(b, h, w, p * p * c)
-    return linear(squares, weight.permute(0, 2, 3, 1).flatten(1), bias)
+    return linear(squares, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)

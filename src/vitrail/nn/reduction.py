@@ -16,6 +16,7 @@ from .attention import Attention
 from .fused import linear
 from .patches import SquareEmbed
 from .residual import PreNormBlock
+from .shortcuts import plain
 
 
 class StridedReduction(SquareEmbed):
@@ -52,8 +53,12 @@ class PooledReduction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, h, w, C) -> (B, M, C) with M = side · side."""
-        pooled = self.pool(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
-        return F.gelu(self.norm(linear(pooled, self.proj.weight.flatten(1), self.proj.bias)))
+        pooled = self.pool(x.permute(0, 3, 1, 2))
+        if plain(self.proj, nn.Conv2d):
+            rows = linear(pooled.flatten(2).transpose(1, 2), self.proj.weight.flatten(1), self.proj.bias)
+        else:
+            rows = self.proj(pooled).flatten(2).transpose(1, 2)
+        return F.gelu(self.norm(rows))
 
 
 class ReducedBlock(PreNormBlock):

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from .positions import Grid, resize_positions
+from .shortcuts import at_once
+
+MOST_KEPT = 2**20  # entries of an index that is kept
 
 BiasResize = Literal["bicubic", "bilinear"]
 
@@ -71,7 +74,7 @@ class LogRelativePositionBias(nn.Module):
 def spread(table: Tensor, grid: Grid) -> Tensor:
     """Return the bias (1, H, N, N) that a table (T, H) of the offsets in ``grid`` holds."""
     n = grid[0] * grid[1]
-    return table.t()[:, relative_index(grid).to(table.device)].view(1, -1, n, n)
+    return table.t()[:, relative_index(grid, table.device)].view(1, -1, n, n)
 
 
 def resize_bias_table(table: Tensor, old: Grid, new: Grid, mode: BiasResize = "bicubic") -> Tensor:
@@ -85,16 +88,16 @@ def resize_bias_table(table: Tensor, old: Grid, new: Grid, mode: BiasResize = "b
     return resize_positions(table[None], spans[0], spans[1], mode)[0]
 
 
-def relative_index(grid: Grid) -> Tensor:
+def relative_index(grid: Grid, device: torch.device) -> Tensor:
     """Return (N · N,) int64: for each query and key, the row ``(dy + h - 1)(2w - 1) + dx + w - 1`` of the table."""
-    if torch.compiler.is_compiling():
-        return _make_index(*grid)
+    if not at_once() or (grid[0] * grid[1]) ** 2 > MOST_KEPT:
+        return _make_index(*grid, device)
     with torch.inference_mode(False):  # what is kept must serve training too
-        return _index(*grid)
+        return _index(*grid, device)
 
 
-def _make_index(h: int, w: int) -> Tensor:
-    y, x = torch.meshgrid(torch.arange(h, device="cpu"), torch.arange(w, device="cpu"), indexing="ij")
+def _make_index(h: int, w: int, device: torch.device) -> Tensor:
+    y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
     dy = y.flatten()[:, None] - y.flatten()[None] + h - 1
     dx = x.flatten()[:, None] - x.flatten()[None] + w - 1
     return (dy * (2 * w - 1) + dx).flatten()

@@ -86,16 +86,6 @@ class PreNormBlock(nn.Module):
         return out
 
 
-def watched(module: nn.Module) -> bool:
-    """Whether anybody looks inside ``module``: a forward hook on a part of it, or a tape on its attention.
-
-    Shortcuts that leave out what nobody reads ask this first.
-    """
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or getattr(m, "tape", None) is not None for m in module.modules()
-    )
-
-
 def drop_path_rates(rate: float, depth: int) -> list[float]:
     """Return one rate a block, growing evenly from 0 to ``rate``: the last block gets all of it."""
     return [rate * i / max(depth - 1, 1) for i in range(depth)]

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from .attention import Attention
 from .positions import Grid
 from .relative import RelativePositionBias, resize_bias_table
+from .shortcuts import at_once
 
 MASKED = -100.0  # what the published networks add between tokens that are no neighbours; they were trained with it
 
@@ -73,7 +74,7 @@ class Windows:
         """
         if not any(self.shift):
             return None
-        if torch.compiler.is_compiling():
+        if not at_once():
             return _make_mask(self, like.device, like.dtype)
         with torch.inference_mode(False):  # what is kept must serve training too
             return _mask(self, like.device, like.dtype)
