@@ -21,20 +21,22 @@ def show_cost(name: str, size: tuple[int, int] | None) -> dict[str, Any]:
     say(f"{name}, one image of {height} x {width} in float32 (half the bytes in bf16)")
     _show_sums(found)
     say()
-    table(("layer", "parameters", "GFLOPs", "kept", "attention", "entries", "bytes"), _rows(found), right=_RIGHT)
+    heads = ("layer", "parameters", "GFLOPs", "kept", "once", "attention", "entries", "bytes")
+    table(heads, _rows(found), right=_RIGHT)
     if found.attention:
         _show_arithmetic(found, config.in_chans)
     return {"name": name, **_data(found)}
 
 
-_RIGHT = ("parameters", "GFLOPs", "kept", "entries", "bytes")
+_RIGHT = ("parameters", "GFLOPs", "kept", "once", "entries", "bytes")
 
 
 def _show_sums(found: Cost) -> None:
     entries = sum(call.entries for call in found.attention)
     say(f"  parameters           {found.params:,} ({_bytes(4 * found.params)}; AdamW trains them in four times that)")
     say(f"  GFLOPs               {found.gflops:.3f}, a multiply and an add as two")
-    say(f"  activations          {_bytes(found.peak)} at most at one time; training keeps {_bytes(found.kept)}")
+    once = f" and, once a batch, {_bytes(found.kept_once)}" if found.kept_once else ""
+    say(f"  activations          {_bytes(found.peak)} at most at one time; training keeps {_bytes(found.kept)}{once}")
     if entries:
         say(f"  attention matrices   {entries:,} entries, {_bytes(4 * entries)} if they were written out")
 
@@ -57,6 +59,7 @@ def _rows(found: Cost) -> list[tuple[str, ...]]:
                 f"{one.params:,}",
                 f"{2e-9 * one.macs:.3f}",
                 _bytes(one.kept),
+                _bytes(one.kept_once) if one.kept_once else "",
                 "; ".join(_shape(call) for call in one.attention),
                 f"{entries:,}" if entries else "",
                 _bytes(4 * entries) if entries else "",
@@ -69,7 +72,8 @@ def _alike(one: LayerCost, other: LayerCost) -> bool:
     if one.name.rpartition(".")[0] != other.name.rpartition(".")[0] or not one.name.rpartition(".")[2].isdigit():
         return False
     shapes = [[_shape(call) for call in layer.attention] for layer in (one, other)]
-    return (one.params, one.macs, one.kept, shapes[0]) == (other.params, other.macs, other.kept, shapes[1])
+    figures = [(layer.params, layer.macs, layer.kept, layer.kept_once) for layer in (one, other)]
+    return figures[0] == figures[1] and shapes[0] == shapes[1]
 
 
 def _shape(call: AttentionCost) -> str:
@@ -116,6 +120,7 @@ def _data(found: Cost) -> dict[str, Any]:
             "params": layer.params,
             "macs": layer.macs,
             "kept_bytes": layer.kept,
+            "kept_once_bytes": layer.kept_once,
             "attention": [
                 {
                     "name": call.name,
@@ -137,6 +142,7 @@ def _data(found: Cost) -> dict[str, Any]:
         "gflops": found.gflops,
         "peak_bytes": found.peak,
         "kept_bytes": found.kept,
+        "kept_once_bytes": found.kept_once,
         "attention_entries": sum(call.entries for call in found.attention),
         "layers": layers,
     }

@@ -8,6 +8,9 @@ full, also where a model leaves out what its head does not read.
 
 Bytes are those of float32 (half of it in bf16) with the fused attention kernel, which never writes its weights out;
 what they would take is :attr:`AttentionCost.bytes`.
+
+What training keeps is told apart by two batches: the part of each image, and the part that is there once whatever the
+batch, such as standardised or re-laid kernels and position biases. A batch of B images keeps B · kept + kept_once.
 """
 
 from __future__ import annotations
@@ -71,7 +74,8 @@ class LayerCost:
         kind: name of its class.
         params: parameters.
         macs: multiply-adds of one image.
-        kept: bytes that training keeps of one image for the backward pass.
+        kept: bytes that training keeps of each image for the backward pass.
+        kept_once: bytes that training keeps besides, once a batch of any size.
         attention: its calls of attention.
     """
 
@@ -80,6 +84,7 @@ class LayerCost:
     params: int
     macs: int
     kept: int
+    kept_once: int
     attention: tuple[AttentionCost, ...]
 
 
@@ -115,12 +120,17 @@ class Cost:
 
     @property
     def kept(self) -> int:
-        """Bytes of activations that training keeps of one image for the backward pass."""
+        """Bytes that training keeps of each image for the backward pass."""
         return sum(layer.kept for layer in self.layers)
 
+    @property
+    def kept_once(self) -> int:
+        """Bytes that training keeps besides, once a batch of any size; parameters and buffers are not among them."""
+        return sum(layer.kept_once for layer in self.layers)
+
     def macs_of(self, name: str) -> int:
-        """Return the multiply-adds of a module and all below it."""
-        return sum(macs for path, macs in self.modules.items() if f"{path}.".startswith(f"{name}."))
+        """Return the multiply-adds of a module and all below it; of "", as ``named_modules`` has it, all there are."""
+        return sum(macs for path, macs in self.modules.items() if not name or f"{path}.".startswith(f"{name}."))
 
     @property
     def attention(self) -> tuple[AttentionCost, ...]:
@@ -131,35 +141,53 @@ class Cost:
 def cost(
     model: nn.Module | Callable[[], nn.Module],
     img_size: int | tuple[int, int],
-    in_chans: int = 3,
+    in_chans: int | None = None,
     *,
     training: bool = True,
 ) -> Cost:
     """Count a model on the meta device: no memory is used and a built model is left untouched.
 
     ``model`` is a module, or a function that builds one (it is called under ``torch.device("meta")``, so that the
-    largest models can be counted anywhere: ``cost(lambda: create_model("vit_giant_patch14_224"), 224)``). Without
-    ``training`` what it keeps is left at 0, in half the time.
+    largest models can be counted anywhere: ``cost(lambda: create_model("vit_giant_patch14_224"), 224)``). Images have
+    ``in_chans`` channels; default those of ``model.config``, or 3 if it says nothing. Without ``training`` what it
+    keeps is left at 0, in a third of the time.
     """
     size = (img_size, img_size) if isinstance(img_size, int) else (int(img_size[0]), int(img_size[1]))
     module = _on_meta(model)
+    if in_chans is None:
+        in_chans = int(getattr(getattr(module, "config", None), "in_chans", 3))
     image = torch.empty(1, in_chans, *size, device="meta")
     rows = _Rows(module)
     with rows.followed(), _Attends(rows), _Products(rows, image) as products, torch.no_grad():
         module.eval()(image)
     modules = {name: sum(macs) for name, macs in rows.take("macs").items()}
     macs, calls = rows.by_row(modules), rows.take("attention")
-    if training:
-        with rows.followed(), _Attends(rows), rows.saving(), torch.enable_grad():
-            module.train().requires_grad_()(image)
-    kept = rows.by_row({name: sum(found) for name, found in rows.take("kept").items()})
+    kept, once = (rows.by_row(part) for part in _kept(rows, image)) if training else ({}, {})
     params = rows.by_row(rows.params())
     costs = []
     for row, kind in rows.kinds.items():
         called = tuple(call for name, found in calls.items() if rows.row(name) == row for call in found)
-        costs.append(LayerCost(row, kind, params.get(row, 0), macs.get(row, 0), kept.get(row, 0), called))
-    used = tuple(layer for layer in costs if layer.params or layer.macs or layer.kept)
+        numbers, sums, each, fixed = (found.get(row, 0) for found in (params, macs, kept, once))
+        costs.append(LayerCost(row, kind, numbers, sums, each, fixed, called))
+    used = tuple(layer for layer in costs if layer.params or layer.macs or layer.kept or layer.kept_once)
     return Cost(sum(params.values()), sum(modules.values()), size, products.peak, used, modules)
+
+
+def _kept(rows: _Rows, image: Tensor) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the bytes that training keeps of each image, and those that it keeps once, by module.
+
+    Batches of 2 and 3 images tell them apart. One image would not do: it spares copies that every larger batch makes
+    (a hybrid's patches), and batch norm refuses one image whose last map is one cell.
+    """
+    model = rows.model.train().requires_grad_()
+    batches: list[dict[str, int]] = []
+    for count in (2, 3):
+        with rows.followed(), _Attends(rows), rows.saving(), torch.enable_grad():
+            model(image.new_empty(count, *image.shape[1:]))
+        batches.append({name: sum(found) for name, found in rows.take("kept").items()})
+    two, three = batches
+    each = {name: three[name] - two.get(name, 0) for name in three}
+    return each, {name: two.get(name, 0) - 2 * figure for name, figure in each.items()}
 
 
 class _Rows:
