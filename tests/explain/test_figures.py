@@ -10,9 +10,16 @@ from torch import nn
 from vitrail.errors import UsageError
 from vitrail.explain import attention_distances, draw_figures
 from vitrail.explain.charts import Plot, Series
-from vitrail.explain.figures import distance_figure, filter_components, filters_figure, position_similarity
+from vitrail.explain.figures import (
+    distance_figure,
+    filter_components,
+    filters_figure,
+    position_similarity,
+    positions_figure,
+)
+from vitrail.models import create_model
 
-from .models import POOLINGS, distilled, pictures, tiny
+from .models import POOLINGS, distilled, pictures, randomise, tiny
 
 
 def test_components_are_those_of_the_covariance():
@@ -77,6 +84,32 @@ def test_what_has_no_patches_is_refused(tmp_path):
         draw_figures(nn.Linear(2, 2), tmp_path)
     with pytest.raises(UsageError, match="position table"):
         position_similarity(nn.Linear(2, 2))
+
+
+def test_of_several_position_tables_the_first_stage_is_drawn(tmp_path):
+    model = randomise(create_model("test_pvt", img_size=(24, 40)))
+    found, table = position_similarity(model), model.stages[0].pos_embed[0].detach()
+    assert found.shape == (6, 10, 6, 10)
+    expected = torch.cosine_similarity(table[3], table[14], dim=0)
+    torch.testing.assert_close(found.flatten(2).flatten(0, 1)[3, 14], expected)
+    paths = draw_figures(model, tmp_path)
+    assert [p.name for p in paths] == ["filters.png", "positions.png"]
+    assert np.asarray(positions_figure(model)).shape == np.asarray(Image.open(paths[1])).shape
+
+
+@pytest.mark.parametrize(
+    ("name", "has"),
+    [
+        ("test_swin", "got Swin, whose positions are relative"),
+        ("test_coatnet", "got CoAtNet, whose positions are relative"),
+        ("test_coatnet_rw", "got CoAtNet, whose positions are relative"),
+        ("test_resnet", "got ResNet, whose layers add none"),
+        ("test_pvt_v2", "got PVTv2, whose layers add none"),
+    ],
+)
+def test_a_model_without_position_table_is_told_what_it_has(name, has):
+    with pytest.raises(UsageError, match=f"expected a model that adds a position table, {has}"):
+        position_similarity(create_model(name))
 
 
 def test_a_legend_stays_within_its_picture():

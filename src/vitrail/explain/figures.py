@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError
+from vitrail.nn.relative import LogRelativePositionBias, RelativePositionBias
 
 from .charts import Plot, Series, span_of
 from .colors import BLUE, MUTED, ORANGE, colorize
@@ -94,24 +95,36 @@ def _filter_picture(component: Tensor) -> Picture:
 def position_similarity(model: nn.Module) -> Tensor:
     """Return the cosine similarity (h, w, h, w) of each patch position's embedding with all others.
 
-    Rows of class and distillation tokens are left out. :class:`UsageError` if the model adds no position table.
+    Rows of class and distillation tokens are left out. Of a model that adds a table in each stage (PVT) it is the first
+    stage's, whose patches are those of the picture. :class:`UsageError` if the model adds no position table.
     """
-    if not (hasattr(model, "positions") and hasattr(model, "base_grid")):
-        raise UsageError(f"expected a model that adds a position table, got {type(model).__name__}")
-    vit = cast(Any, model)
-    grid: tuple[int, int] = vit.base_grid
+    part = cast(Any, _position_tables(model)[0])
+    grid: tuple[int, int] = part.base_grid
     with torch.no_grad():
-        table = vit.positions(grid)[0, -grid[0] * grid[1] :].cpu().double()
+        table = part.positions(grid)[0, -grid[0] * grid[1] :].cpu().double()
     table = nn.functional.normalize(table, dim=-1)
     return (table @ table.T).float().reshape(*grid, *grid)
+
+
+def _position_tables(model: nn.Module) -> list[nn.Module]:
+    """Return the parts that add a position table: the model itself, or its stages."""
+    stages = getattr(model, "stages", ())
+    parts = [part for part in (model, *stages) if hasattr(part, "positions") and hasattr(part, "base_grid")]
+    if not parts:
+        relative = any(isinstance(p, RelativePositionBias | LogRelativePositionBias) for p in model.modules())
+        has = "positions are relative, biases of attention by offset" if relative else "layers add none"
+        raise UsageError(f"expected a model that adds a position table, got {type(model).__name__}, whose {has}")
+    return parts
 
 
 def positions_figure(model: nn.Module, *, text: float = 16) -> Image.Image:
     """Draw the grid of grids; ``text`` is the height of letters in pixels.
 
-    A grid finer than 16 shows evenly spaced positions, each against all others.
+    A grid finer than 16 shows evenly spaced positions, each against all others. Of a model that adds several tables it
+    is the first, and the title says so.
     """
     similarity = position_similarity(model)
+    several = len(_position_tables(model)) > 1
     rows, columns = similarity.shape[:2]
     shown = [np.linspace(0, n - 1, min(n, MOST_POSITIONS)).round().astype(int) for n in (rows, columns)]
     factor = max(1, round(760 / (max(len(shown[0]), len(shown[1])) * max(rows, columns))))
@@ -120,7 +133,7 @@ def positions_figure(model: nn.Module, *, text: float = 16) -> Image.Image:
     return sheet(
         tiles,
         columns=len(shown[1]),
-        title="Position-embedding similarity",
+        title="Position-embedding similarity" + (" of the first stage" if several else ""),
         note=f"A tile for {which} of the {rows} x {columns} grid: its similarity with all positions.",
         bar=Bar("-1", "1", "cosine similarity"),
         axes=("column of the patch", "row of the patch"),
