@@ -88,6 +88,23 @@ def test_attention_distance_of_windows_is_refused():
         attention_distances(made("test_swin"), pictures(32, 32))
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_grad_cam_works_in_inference_mode(name):
+    """Pictures, classes, cached masks and even the weights may have been made there."""
+    model, images = made(name), pictures(50, 67)
+    target = torch.tensor([4, 7])
+    expected = attention_maps(model, images, method="grad_cam", target=target)
+    with torch.inference_mode():
+        found = attention_maps(model, images.clone(), method="grad_cam", target=target.clone())
+        alike = attention_maps(made(name), images.clone(), method="grad_cam", target=target.clone())
+        assert torch.is_inference_mode_enabled()
+    for one in (found, alike):
+        torch.testing.assert_close(one.maps, expected.maps)
+        torch.testing.assert_close(one.logits, expected.logits)
+        assert not one.maps.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_a_zero_head_gives_an_empty_map():
     cam = attention_maps(create_model("test_vit").eval(), pictures(), method="grad_cam")
     assert not cam.maps.any()

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from vitrail.errors import UsageError
 from vitrail.metrics.cost import layers
@@ -29,14 +30,21 @@ def class_activation(
 ) -> tuple[Tensor, Tensor]:
     """Return maps (B, h, w), not negative, and logits (B, K) of normalised (B, I, H, W) images.
 
-    ``target`` (B,) are the classes to explain; default the predicted ones. Raises :class:`UsageError` if no layer makes
-    a map of the layout's grid.
+    ``target`` (B,) are the classes to explain; default the predicted ones. It works under ``torch.no_grad()`` and
+    ``torch.inference_mode()`` too, also for a model that was made there. Raises :class:`UsageError` if no layer makes a
+    map of the layout's grid.
     """
+    with torch.inference_mode(False), torch.enable_grad():
+        return _class_activation(model, images, None if target is None else target.clone(), layout)
+
+
+def _class_activation(
+    model: nn.Module, images: Tensor, target: Tensor | None, layout: PatchLayout
+) -> tuple[Tensor, Tensor]:
     outputs: list[Tensor] = []
     handles = [model.get_submodule(name).register_forward_hook(_keep(outputs)) for name, _ in layers(model)]
     try:
-        with torch.enable_grad():
-            logits = model(images.detach().clone().requires_grad_())
+        logits = functional_call(model, _usable(model), (images.clone().detach().requires_grad_(),))
     finally:
         for handle in handles:
             handle.remove()
@@ -51,6 +59,12 @@ def class_activation(
         if slope is not None and bool(slope.any()):  # the last of them stays
             maps = (slope.float().mean(1, keepdim=True) * cells.detach().float()).sum(2).relu()
     return maps.view(-1, *layout.grid), logits.detach()
+
+
+def _usable(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the parameters and buffers that autograd refuses: those made in inference mode."""
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor.clone() for name, tensor in own.items() if tensor.is_inference()}
 
 
 def chosen(logits: Tensor, target: Tensor | None) -> Tensor:
