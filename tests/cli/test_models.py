@@ -64,6 +64,30 @@ def test_cost_by_layer(vitrail):
     assert "attention" not in vitrail("models", "resnet18", "--cost", "--img-size", "32").out.partition("layer ")[0]
 
 
+@pytest.mark.parametrize("more", [[], ["--cost"]])
+def test_a_size_too_small_is_a_usage_error(vitrail, more):
+    ran = vitrail("models", "swin_tiny_patch4_window7_224", "--img-size", "2", *more)
+    assert ran.code == 2
+    assert (
+        "swin_tiny_patch4_window7_224 cannot be counted at --img-size 2x2: expected an image of at least 4x4" in ran.err
+    )
+    assert "fault of Vitrail" not in ran.err
+
+
+def test_a_model_that_cannot_take_the_size_leaves_the_table_alone(vitrail):
+    ran = vitrail("models", "swin_*_patch*_32", "--img-size", "2")
+    assert (ran.code, ran.err) == (0, "")
+    ran = vitrail("models", "swin_nano*", "--img-size", "2")
+    assert ran.code == 0
+    first, last = (next(n for n in list_models("swin_nano*") if f"patch{p}" in n) for p in (2, 4))
+    assert ran.out.splitlines()[2].startswith(first)
+    assert f"left out: {last} cannot" in ran.out
+    found = vitrail("models", "swin_nano*", "--img-size", "2", "--json").json
+    assert [model["name"] for model in found["models"]] == [first]
+    assert list(found["left_out"]) == [last]
+    assert vitrail("models", "swin_t*", "--img-size", "2").code == 2
+
+
 def test_cost_is_of_one_model(vitrail):
     ran = vitrail("models", "vit_*", "--cost")
     assert ran.code == 2

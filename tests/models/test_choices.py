@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 from vitrail import create_model
 from vitrail.errors import UsageError
@@ -83,6 +84,13 @@ def test_a_value_of_another_type_is_an_error(name, keywords, words):
 def test_numbers_that_make_no_network(name, keywords, words):
     with pytest.raises(UsageError, match=words):
         create_model(name, **keywords)
+
+
+def test_a_hybrid_speaks_of_pixels():
+    with pytest.raises(UsageError, match=r"at least one patch \(16x16 pixels\), got 12x20"):
+        create_model("test_hybrid_stem", img_size=(12, 20))
+    with pytest.raises(ValueError, match=r"at least one patch \(32x32 pixels\), got 20x20"):
+        create_model("vit_tiny_r_s16_p8_224", img_size=32, depth=1)(torch.zeros(1, 3, 20, 20))
 
 
 @pytest.mark.parametrize("name", ["swin", "pvt", "pvt_v2", "resnet", "bit", "coatnet"])

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tests.peers import randomise, relative_difference, timm, transformers
 from vitrail import create_model
 from vitrail.errors import UsageError, WeightsError
-from vitrail.models import build, config_of
+from vitrail.models import build, config_of, variants
 from vitrail.weights import export_weights, load_pretrained, load_weights
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -187,11 +187,27 @@ def test_fixed_positions_may_come_with_a_file_if_they_are_the_same():
         load_weights(ours, written)
 
 
+def test_create_model_is_told_what_it_takes(tmp_path):
+    save_file(random_model(num_classes=12).state_dict(), tmp_path / "m.safetensors")
+    with pytest.raises(WeightsError, match=r"create_model\(\.\.\., num_classes=10\)"):
+        create_model("test_vit", tmp_path / "m.safetensors")
+    assert create_model("test_vit", tmp_path / "m.safetensors", num_classes=10).head.out_features == 10
+    assert create_model("test_vit", tmp_path / "m.safetensors", num_classes=12).head.out_features == 12
+
+
+@pytest.mark.parametrize("name", [n for n in variants() if n.startswith("test_")])
+def test_other_input_channels_are_named(name):
+    """The model is the right one but for its channels: the advice is not to create the same again."""
+    weights = create_model(name).state_dict()
+    with pytest.raises(WeightsError, match=r"3 channels, the model for 1: create it with in_chans=3\.$"):
+        load_weights(create_model(name, in_chans=1), weights)
+
+
 def test_another_class_count_needs_a_new_head():
     weights = random_model(num_classes=12).state_dict()
     ours = create_model("test_vit")
     before = ours.head.weight.clone()
-    with pytest.raises(WeightsError, match=r"10 classes, got 12.*new_head=True.*num_classes=12"):
+    with pytest.raises(WeightsError, match=r"10 classes, got 12.*num_classes=12.*new_head=True"):
         load_weights(ours, weights)
     report = load_weights(ours, weights, new_head=True)
     assert report.new == ["head.weight", "head.bias"]

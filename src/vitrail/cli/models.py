@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,6 +10,8 @@ import typer
 from .console import Json, result, say, table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vitrail.metrics.cost import LayerCost
 
 
@@ -37,14 +40,47 @@ def models(
     if cost:
         from .cost import show_cost
 
-        result("models", as_json, models=[show_cost(names[0], size)])
+        with _at(names[0], size):
+            shown = show_cost(names[0], size)
+        result("models", as_json, models=[shown])
         return
-    rows = [describe(name, size) for name in names]
+    rows, too_small = _describe_all(names, size)
     if one:
         _show_details(rows[0])
     else:
         _show_table(rows)
-    result("models", as_json, models=rows)
+    for words in too_small.values():
+        say(f"left out: {words}")
+    result("models", as_json, models=rows, **({"left_out": too_small} if too_small else {}))
+
+
+def _describe_all(names: list[str], size: tuple[int, int] | None) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return what :func:`describe` says of models, and name -> reason of those that do not take the size."""
+    from vitrail.errors import UsageError
+
+    rows, too_small = [], {}
+    for name in names:
+        try:
+            rows.append(describe(name, size))
+        except UsageError as error:
+            too_small[name] = str(error)
+    if not rows:
+        raise UsageError(next(iter(too_small.values())))
+    return rows, too_small
+
+
+@contextmanager
+def _at(name: str, size: tuple[int, int] | None) -> Iterator[None]:
+    """Say of a ValueError, while a model is counted at a size that the user chose, that it is the size's."""
+    from vitrail.errors import UsageError
+
+    try:
+        yield
+    except ValueError as error:
+        if size is None or isinstance(error, UsageError):
+            raise
+        shown = f"{size[0]}x{size[1]}"
+        raise UsageError(f"{name} cannot be counted at --img-size {shown}: {error}. mend: a larger size") from error
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -59,7 +95,8 @@ def describe(name: str, size: tuple[int, int] | None = None) -> dict[str, Any]:
     from vitrail.models import config_of, config_to_dict
 
     config = config_of(name)
-    params, macs = count(config, size or config.img_size)
+    with _at(name, size):
+        params, macs = count(config, size or config.img_size)
     return {
         "name": name,
         "params": params,
@@ -128,7 +165,9 @@ def _show_table(rows: list[dict[str, Any]]) -> None:
     table(columns, cells, right=columns[1:])
     say()
     say(f"{len(rows)} models. GFLOPs are for one image of the size shown, a multiply and an add counted as two")
-    say("(many papers print half of it). Every model takes any image size. One in detail: vitrail models NAME")
+    say(
+        "(many papers print half of it). Every model takes any image that holds one patch. One in detail: vitrail models NAME"
+    )
 
 
 def _first(config: dict[str, Any], fields: tuple[str, ...]) -> str:

@@ -57,6 +57,7 @@ class MapBackbone(Protocol):
     """A network that makes maps of images."""
 
     out_chans: int
+    stride: int
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the grid (h, w) of the map of an image."""
@@ -85,7 +86,11 @@ class MapEmbed(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the grid (h, w) of an image; ValueError if its map does not hold one patch."""
-        return self.patches.grid(*self.backbone.grid(height, width))
+        cells, p = self.backbone.grid(height, width), self.patches.patch_size
+        if min(cells) < p:
+            side = p * self.backbone.stride
+            raise ValueError(f"expected an image of at least one patch ({side}x{side} pixels), got {height}x{width}")
+        return self.patches.grid(*cells)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, I, H, W) -> tokens (B, N, C), in raster order."""

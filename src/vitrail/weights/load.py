@@ -119,7 +119,8 @@ def _convert(
     ours = convert.to_ours(found, read.tensors, family.numbers(config))
     said = family.fit(ours, model, read, found.table.layout)
     new += fit.fit_head(ours, model, new_head=new_head)
-    convert.require_shapes(ours, wanted, read.origin, family.hint(ours))
+    hint = fit.hint_of_channels(ours, wanted, config.in_chans, family.hint(ours))
+    convert.require_shapes(ours, wanted, read.origin, hint)
     convert.require_finite(ours, read.origin)
     return ours, found, new, said
 
