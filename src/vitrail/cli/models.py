@@ -165,9 +165,8 @@ def _show_table(rows: list[dict[str, Any]]) -> None:
     table(columns, cells, right=columns[1:])
     say()
     say(f"{len(rows)} models. GFLOPs are for one image of the size shown, a multiply and an add counted as two")
-    say(
-        "(many papers print half of it). Every model takes any image that holds one patch. One in detail: vitrail models NAME"
-    )
+    say("(many papers print half of it). Every model takes any image that holds one patch.")
+    say("One in detail: vitrail models NAME")
 
 
 def _first(config: dict[str, Any], fields: tuple[str, ...]) -> str:
