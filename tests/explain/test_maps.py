@@ -134,3 +134,12 @@ def test_scaling_spans_zero_to_one_and_a_flat_map_is_zero():
     scaled = scale01(maps)
     torch.testing.assert_close(scaled[0], torch.tensor([[0.0, 0.5], [0.25, 1.0]]))
     assert (scaled[1] == 0).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_are_the_same_in_inference_mode(method):
+    model, images = tiny(), pictures()
+    expected = attention_maps(model, images, method=method)
+    with torch.inference_mode():
+        found = attention_maps(model, images.clone(), method=method)
+    torch.testing.assert_close(found.maps, expected.maps)

@@ -61,6 +61,7 @@ def scale01(maps: Tensor) -> Tensor:
     return torch.where(span > 0, (maps - low) / span.clamp(min=torch.finfo(maps.dtype).tiny), torch.zeros_like(maps))
 
 
+@torch.inference_mode(False)  # gradients, if they are asked for, work inside the mode too
 def attention_maps(
     model: nn.Module,
     images: Tensor,

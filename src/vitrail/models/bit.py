@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrail.nn.bottleneck import PreActBottleneck, Step, in_place, make_stages, plan_steps, stage_maps
+from vitrail.nn.bottleneck import PreActBottleneck, Step, make_stages, plan_steps, stage_maps
 from vitrail.nn.checks import require_positive
 from vitrail.nn.conv import StdConv2d, channels_last_kernels
 from vitrail.nn.fused import Linear
@@ -101,6 +101,7 @@ class BiT(nn.Module):
             drop_path_rate=c.drop_path_rate,
         )
         self.norm = norm(c.widths[-1])
+        self.act = nn.ReLU()
         self.head_drop = nn.Dropout(c.drop_rate)
         self.head = Linear(c.widths[-1], c.num_classes) if c.num_classes else nn.Identity()
         channels_last_kernels(self)
@@ -116,8 +117,8 @@ class BiT(nn.Module):
 
     def finish(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> the same, normed and active."""
-        relu, _ = in_place(self.norm)
-        return relu(self.norm(x))
+        out: Tensor = self.act(self.norm(x))
+        return out
 
     @property
     def feature_channels(self) -> dict[int, int]:
