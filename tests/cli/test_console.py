@@ -22,6 +22,13 @@ def test_markup_and_control_characters_are_printed_as_they_are(capsys):
     assert "\x1b" not in out
 
 
+def test_names_are_not_broken_on_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(console.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "50")
+    console.table(["model", "width"], [["a_name_of_thirty_characters_in_all", "96-192-384-768"] * 1], whole=["model"])
+    assert "a_name_of_thirty_characters_in_all" in capsys.readouterr().out
+
+
 def test_tables_are_not_cut_where_nobody_watches(capsys):
     console.table(["name"], [["x" * 150]])
     assert "x" * 150 in capsys.readouterr().out

@@ -161,6 +161,13 @@ def test_explain_draws_held_out_images_and_figures(vitrail, trained):
     assert [path.rsplit("/", 1)[1] for path in figures] == ["filters.png", "positions.png", "attention_distance.svg"]
 
 
+def test_training_any_backbone_ends_with_a_picture(vitrail, photos, tmp_path):
+    ran = vitrail("train", photos, "--model", "test_pvt_v2", "--img-size", "32", "--epochs", "1", "--out", tmp_path)
+    assert ran.code == 0, ran.err
+    assert "could not be drawn" not in ran.err
+    assert width(next(tmp_path.glob("classify/*/explain/attention.png"))) > 300
+
+
 def test_a_model_without_global_attention_is_explained_too(vitrail, photos, tmp_path):
     from vitrail.classes import ClassMap
     from vitrail.models import create_model

@@ -117,6 +117,16 @@ def test_nothing_is_made_when_the_data_or_the_recipe_is_bad(photos: Path, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_model_that_cannot_be_built_leaves_the_name_free(photos: Path, tmp_path: Path, no_report: None) -> None:
+    with pytest.raises(UsageError, match="layers"):
+        quick(photos, tmp_path / "runs", name="mine", **{"model.options": {"layers": 3}})
+    assert not list((tmp_path / "runs").glob("*/*"))
+    with pytest.raises(UsageError, match="pixels"):
+        quick(photos, tmp_path / "runs", name="mine", **{"model.img_size": 1})
+    assert not list((tmp_path / "runs").glob("*/*"))
+    assert quick(photos, tmp_path / "runs", name="mine").folder.name == "mine"
+
+
 def stop_at(session_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send SIGTERM to ourselves once, after a step."""
     show = Session.show
@@ -252,10 +262,12 @@ def test_unreadable_images_are_left_out_and_named(
     tmp_path: Path, photo_folder: Callable[..., Path], no_report: None
 ) -> None:
     data = photo_folder(tmp_path / "data", splits={"train": 12, "val": 4})
-    broken = data / "train" / "down" / "003.png"
-    broken.write_bytes(broken.read_bytes()[:100])
+    for broken in (data / "train" / "down" / "003.png", data / "val" / "across" / "001.png"):
+        broken.write_bytes(broken.read_bytes()[:100])
     result = quick(data, tmp_path / "runs")
+    assert len(result.summary["unreadable"]) == 2
     assert [line for line in result.summary["unreadable"] if "003.png" in line]
+    assert [line for line in result.summary["unreadable"] if "001.png" in line], "held-out ones too"
     assert result.split == "val"
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -39,15 +39,18 @@ def say(text: object = "", *, stream: IO[str] | None = None) -> None:
     target.write(plain(text).encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
-    """Print rows under headings; the columns named in ``right`` are set flush right."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = (), whole: Sequence[str] = ()
+) -> None:
+    """Print rows under headings; columns in ``right`` are set flush right, cells in ``whole`` are never broken."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in columns:
-        grid.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
+        side: Literal["left", "right"] = "right" if name in right else "left"
+        grid.add_column(Text(name), justify=side, overflow="fold", no_wrap=name in whole)
     for row in rows:
         grid.add_row(*(Text(plain(cell)) for cell in row))
     draw(grid)

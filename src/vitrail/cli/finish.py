@@ -54,7 +54,7 @@ def _draw(folder: Path) -> Path | None:
 
     try:
         predictor = open_predictor(str(folder), device="cpu")
-        return draw_samples(predictor, held_out(str(folder)), "rollout", folder / "explain")[1]
+        return draw_samples(predictor, held_out(str(folder)), None, folder / "explain")[1]
     except (VitrailError, OSError) as error:
         say(f"the attention picture could not be drawn: {error}", stream=sys.stderr)
         return None

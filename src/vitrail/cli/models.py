@@ -162,7 +162,7 @@ def table_of(rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[st
 
 def _show_table(rows: list[dict[str, Any]]) -> None:
     columns, cells = table_of(rows)
-    table(columns, cells, right=columns[1:])
+    table(columns, cells, right=columns[1:], whole=columns[:4])
     say()
     say(f"{len(rows)} models. GFLOPs are for one image of the size shown, a multiply and an add counted as two")
     say("(many papers print half of it). Every model takes any image that holds one patch.")

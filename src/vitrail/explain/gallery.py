@@ -147,8 +147,8 @@ def attention(gallery: Gallery, model: nn.Module, preprocess: Preprocess, most: 
     if not rows:
         return ""
     note = (
-        f"{methods.note} Pale is high, dark is low, each map scaled to its own range; white areas were cropped away "
-        "before the model saw the image."
+        f"{methods.note} Pale is high, dark is low, each map scaled to its own range; pale grey areas were cropped "
+        "away before the model saw the image."
     )
     return f'<p>{note}</p><div class="triples">{"".join(rows)}</div>'
 

@@ -18,6 +18,7 @@ from .draw import Picture, data_uri
 
 RIGHT, WRONG = (0, 94, 162), (204, 76, 2)
 MOST_NAMED, MOST_NUMBERED = 40, 20
+CAPTION = 270  # pixels that the words above the matrix take
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def confusion_svg(matrix: NDArray[np.int64], names: Sequence[str], *, size: int 
     margin = int(min(150, 20 + 6.4 * min(longest, 20))) if named else 58
     cell = max(10.0, min(44.0, (size - margin - 16) / count)) if named else (size - margin - 16) / count
     side = cell * count
-    wide, high = margin + side + 16, 34 + side + margin
+    wide, high = margin + max(side + 16, CAPTION), 34 + side + margin
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide:.0f} {high:.0f}" width="{wide:.0f}" '
         f'height="{high:.0f}" role="img" aria-label="Confusion matrix" font-family="{FACE}" font-size="11">',

@@ -69,9 +69,11 @@ class Conv2d(nn.Conv2d):
 
     def apply_kernel(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve ``x`` with another kernel of the same shape; a 1x1 kernel is a matrix product over channels."""
-        if self.kernel_size == (1, 1) and not _trains_in_float32(x):
+        if self.kernel_size == (1, 1):
             if self.stride != (1, 1):
                 x = x[:, :, :: self.stride[0], :: self.stride[1]].contiguous(memory_format=torch.channels_last)
+            if _trains_in_float32(x):
+                return F.conv2d(x, kernel, bias)
             return linear(x.permute(0, 2, 3, 1), kernel.flatten(1), bias).permute(0, 3, 1, 2)
         if self.pads_by_size:
             x = pad_same(x, self.dilation[0] * (self.kernel_size[0] - 1) + 1, self.stride[0])

@@ -235,7 +235,7 @@ def _length(recipe: Recipe, facts: Facts, device: torch.device, settle: Any) -> 
     settle("optim.weight_decay", 0.05, "DeiT's value")
     settle("train.label_smoothing", 0.1, "DeiT's value")
     settle("schedule.warmup_epochs", round(min(5.0, 0.1 * epochs), 2), "a tenth of the run, at most 5 epochs")
-    least_lr = None if recipe.schedule.name == "constant" else _or(recipe.optim.lr, lr) / 100
+    least_lr = None if recipe.schedule.name == "constant" else float(f"{_or(recipe.optim.lr, lr) / 100:.4g}")
     settle("schedule.min_lr", least_lr, "a hundredth of the rate")
     updates = max(1, facts.count // batch) * epochs
     decay = round(min(0.9998, max(0.9, 1 - 20 / updates)), 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -79,7 +80,11 @@ def train(
             header = "\n".join(["Made by vitrail train; nothing in it is left to chance.", "", *sentences(made)])
             replace_bytes(folder / "recipe.yaml", settled.to_yaml(header).encode())
             write_json(folder / "environment.json", environment(device))
-            session = Session(folder, settled, splits, identity, progress)
+            try:
+                session = Session(folder, settled, splits, identity, progress)
+            except Exception:
+                shutil.rmtree(folder, ignore_errors=True)  # nothing was trained: the name stays free
+                raise
             _introduce(session)
             with use_threads(settled.train.threads):
                 return _run(session)
@@ -193,7 +198,7 @@ def _finish(session: Session) -> dict[str, Any]:
         raise VitrailError("the best weights could not be written; mend: free some space, then `vitrail resume`")
     session.save_weights("last", {"epoch": recipe.train.epochs, "step": state.step})
     best = load_folder(session.folder / "best")[0].to(session.device)
-    results = {}
+    results, problems = {}, list(session.batches.problems)
     for name, images in (("val", splits.val), ("test", splits.test)):
         if images is None:
             continue
@@ -203,7 +208,8 @@ def _finish(session: Session) -> dict[str, Any]:
         details = found.accumulator.describe(splits.classes.names)
         write_json(session.folder / f"details_{name}.json", {"metrics": finite(found.metrics), **details})
         results[name] = finite(found.metrics)
-    problems = session.batches.problems
+        problems += loader.problems
+    problems = {p.name: p.message for p in problems}
     summary = {
         "task": recipe.task,
         "model": recipe.model.name,
@@ -220,7 +226,7 @@ def _finish(session: Session) -> dict[str, Any]:
         "best": state.best,
         "results": results,
         "notes": splits.notes,
-        "unreadable": [f"{p.name}: {p.message}" for p in problems],
+        "unreadable": [f"{name}: {message}" for name, message in problems.items()],
     }
     write_json(session.folder / "summary.json", summary)
     session.progress.say(f"trained {clock(state.seconds)}, best at epoch {state.best['epoch']}")
