@@ -143,7 +143,7 @@ def test_the_command_shows_both_parts(capsys: pytest.CaptureFixture[str]) -> Non
     assert (data["kept_bytes"], data["kept_once_bytes"]) == (found.kept, found.kept_once)
     assert [layer["kept_once_bytes"] for layer in data["layers"]] == [layer.kept_once for layer in found.layers]
     out = capsys.readouterr().out
-    assert "training keeps 63.6 kB and, once a batch, 63.9 kB" in out
+    assert "training keeps 65.3 kB and, once a batch, 63.9 kB" in out
     heads = next(line for line in out.splitlines() if line.lstrip().startswith("layer")).split()
     assert heads[3:5] == ["kept", "once"]
     show_cost("test_vit", (32, 32))
