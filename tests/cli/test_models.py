@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from vitrail.cli.models import count
+from vitrail.metrics.complexity import pooled_msa_macs, reduced_msa_macs
 from vitrail.metrics.cost import cost
 from vitrail.models import build, config_of, list_models
 
@@ -62,6 +63,45 @@ def test_cost_by_layer(vitrail):
     assert sum(call["entries"] for call in calls) == found["attention_entries"] > 0
     assert found["peak_bytes"] < found["kept_bytes"]
     assert "attention" not in vitrail("models", "resnet18", "--cost", "--img-size", "32").out.partition("layer ")[0]
+
+
+def arithmetic(vitrail, name, size):
+    return vitrail("models", name, "--cost", "--img-size", size).out.partition("The arithmetic of attention")[2]
+
+
+def test_windows_are_set_against_the_map_before_its_padding(vitrail):
+    said = arithmetic(vitrail, "swin_tiny_patch4_window7_224", "200x312")
+    whole = (4 * 3900 * 96**2 + 2 * 3900**2 * 96) / 1e6
+    assert f"hw = 3900, C = 96: all to all 4hwC^2 + 2(hw)^2C = {whole:,.1f} M" in said
+    assert "pads its map to whole windows, 4704 tokens" in said
+    assert "(12 x 19)^2" in said
+    small = arithmetic(vitrail, "swin_tiny_patch4_window7_224", "64")
+    assert "hw = 4, C = 768" in small
+    assert "pads its map to whole windows, 49 tokens" in small
+    assert "that is what it does" not in small
+    fitting = arithmetic(vitrail, "swin_tiny_patch4_window7_224", "224")
+    assert "hw = 49, C = 768" in fitting
+    assert "that is what it does" in fitting
+    assert "pads" not in fitting
+
+
+def test_attention_of_all_to_all_on_another_width_is_called_so(vitrail):
+    said = arithmetic(vitrail, "coatnet_0_rw_224", "224")
+    assert "all to all here too" in said
+    assert "since its output is wider" in said
+    said = arithmetic(vitrail, "coatnet_0_224", "224")
+    assert "145.1 M; all to all here too, 101.8 M, since q, k and v are made of 192 channels" in said
+
+
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "pvt_v2_b2_li", "pvt_tiny"])
+def test_reduced_attention_counts_with_its_reduction(vitrail, name):
+    tokens, dim = 56 * 56, config_of(name).embed_dims[0]
+    macs = pooled_msa_macs(tokens, dim) if name.endswith("li") else reduced_msa_macs(tokens, dim, 8)
+    assert f"here {macs / 1e6:,.1f} M" in arithmetic(vitrail, name, "224")
+
+
+def test_no_patches_are_told_of_pictures_smaller_than_one(vitrail):
+    assert "16 x 16" not in arithmetic(vitrail, "test_vit", "12x40")
 
 
 @pytest.mark.parametrize("more", [[], ["--cost"]])

@@ -83,24 +83,42 @@ def _shape(call: AttentionCost) -> str:
 
 
 def _show_arithmetic(found: Cost, channels: int) -> None:
-    from vitrail.metrics.complexity import msa_macs, patch_entries, pixel_entries
+    from vitrail.metrics.complexity import patch_entries, pixel_entries
 
     height, width = found.img_size
     sets: dict[tuple[int, ...], AttentionCost] = {}
     for call in found.attention:
-        sets.setdefault((call.tokens, call.dim, call.queries, call.keys), call)
+        sets.setdefault((call.tokens, call.cells, call.dim, call.in_dim, call.queries, call.keys), call)
     say("\nThe arithmetic of attention (entries of one matrix; multiply-adds with the projections):")
     pixels, patches = pixel_entries(channels, height, width), patch_entries(height, width, 16)
     say(f"  every value of the picture a token: ({channels} x {height} x {width})^2 = {pixels:,}")
-    kib = 4 * patches / 1024
-    say(f"  patches of 16 x 16: ({height // 16} x {width // 16})^2 = {patches:,}, {kib:,.0f} KiB in float32")
+    if patches:
+        kib = 4 * patches / 1024
+        size = f"{kib:,.0f} KiB" if kib >= 10 else f"{4 * patches:,} bytes"
+        say(f"  patches of 16 x 16: ({height // 16} x {width // 16})^2 = {patches:,}, {size} in float32")
     for call in sets.values():
-        whole = msa_macs(call.tokens, call.dim)
-        own = found.macs_of(call.name)
-        say(
-            f"  {call.name}: hw = {call.tokens}, C = {call.dim}: all to all 4hwC^2 + 2(hw)^2C = {whole / 1e6:,.1f} M;"
-            + (" that is what it does" if own == whole else f" here {own / 1e6:,.1f} M, {_shape(call)}")
-        )
+        say(f"  {call.name}: {_arithmetic(found, call)}")
+
+
+def _arithmetic(found: Cost, call: AttentionCost) -> str:
+    """Return what attention of all to all would cost this layer, and what the layer's own costs and why."""
+    from vitrail.metrics.complexity import msa_macs
+
+    hw = call.cells if call.windows > 1 or call.cells < call.queries else call.tokens
+    whole, own = msa_macs(hw, call.dim), found.macs_of(call.name)
+    said = f"hw = {hw}, C = {call.dim}: all to all 4hwC^2 + 2(hw)^2C = {whole / 1e6:,.1f} M;"
+    if own == whole:
+        return f"{said} that is what it does"
+    if call.windows == 1 and hw == call.queries == call.keys:
+        made = f"q, k and v are made of {call.in_dim} channels" if call.in_dim != call.dim else "its output is wider"
+        return f"{said} all to all here too, {own / 1e6:,.1f} M, since {made}"
+    reduction = found.macs_of(f"{call.name.rpartition('.')[0]}.reduce")
+    said += f" here {(own + reduction) / 1e6:,.1f} M, {_shape(call)}"
+    if reduction:
+        said += f", with {reduction / 1e6:,.1f} M for the layer that makes fewer keys"
+    if call.tokens > hw:
+        said += f"; it pads its map to whole windows, {call.tokens} tokens"
+    return said
 
 
 def _bytes(count: float) -> str:

@@ -34,7 +34,8 @@ BYTES = 4  # of a float32
 class AttentionCost:
     """One call of attention: ``windows`` sets of N queries and M keys (1 set if attention is global), H heads.
 
-    ``dim`` is the width of all heads together.
+    ``dim`` is the width of all heads together, ``in_dim`` that of what queries are made of. ``cells`` are the tokens of
+    the layer's map before it is padded to whole windows; without windows they are the queries.
     """
 
     name: str
@@ -43,10 +44,12 @@ class AttentionCost:
     queries: int
     keys: int
     dim: int
+    in_dim: int
+    cells: int
 
     @property
     def tokens(self) -> int:
-        """Queries of one image: windows · N."""
+        """Queries of one image: windows · N, with the padding of windows."""
         return self.windows * self.queries
 
     @property
@@ -198,6 +201,7 @@ class _Rows:
         self.kinds = {"": type(model).__name__} | dict(layers(model))
         self.notes: dict[str, dict[str, list[Any]]] = {}
         self.running: list[str] = [""]
+        self.shapes: list[torch.Size] = [torch.Size()]  # of what each of them was given, empty if that was no tensor
 
     def row(self, name: str) -> str:
         """Return the layer that a module is part of."""
@@ -237,7 +241,7 @@ class _Rows:
         """Keep ``running`` up to date; a model that is watched computes every layer in full."""
         handles = []
         for name, part in self.model.named_modules():
-            handles.append(part.register_forward_pre_hook(lambda *_, name=name: self.running.append(name)))
+            handles.append(part.register_forward_pre_hook(lambda _, given, name=name: self._entered(name, given)))
             handles.append(part.register_forward_hook(lambda *_: self._left()))
         try:
             yield
@@ -245,8 +249,13 @@ class _Rows:
             for handle in handles:
                 handle.remove()
 
+    def _entered(self, name: str, given: tuple[Any, ...]) -> None:
+        self.running.append(name)
+        self.shapes.append(given[0].shape if given and isinstance(given[0], Tensor) else torch.Size())
+
     def _left(self) -> None:
         self.running.pop()
+        self.shapes.pop()
 
     def saving(self) -> torch.autograd.graph.saved_tensors_hooks:
         """Note the bytes that autograd saves of what is neither parameter nor buffer, each storage once."""
@@ -323,8 +332,13 @@ class _Attends(TorchFunctionMode):
         q, k, v = args[:3]
         n, m, width, matrices = q.shape[-2], k.shape[-2], q.shape[-1], q.shape[:-2].numel()
         name = self.rows.running[-1]
-        heads = getattr(self.rows.model.get_submodule(name), "num_heads", q.shape[-3])  # windows may come as heads
-        self.rows.note("attention", AttentionCost(name, matrices // heads, heads, n, m, heads * width))
+        module, given = self.rows.model.get_submodule(name), self.rows.shapes[-1]
+        heads = getattr(module, "num_heads", q.shape[-3])  # windows may come as heads
+        windows, cells = matrices // heads, n
+        if hasattr(module, "windows"):
+            cells = given[:-1].numel()
+        in_dim = given[-1] if given else heads * width
+        self.rows.note("attention", AttentionCost(name, windows, heads, n, m, heads * width, in_dim, cells))
         self.rows.note("macs", matrices * n * m * (width + v.shape[-1]))
         out: Tensor = _Fused.apply(q, k, v, kwargs.get("attn_mask"))  # type: ignore[no-untyped-call]
         return out
