@@ -82,3 +82,32 @@ def test_a_variant_is_found_by_its_sizes_and_described(name):
 def test_a_strange_config_has_no_family():
     with pytest.raises(WeightsError, match="Vitrail's own models"):
         family_of(Card())
+
+
+@pytest.mark.parametrize("layout", ["timm", "transformers", "original"])
+def test_swin_says_what_a_file_of_another_layout_holds(layout):
+    written = export_weights(made("test_swin"), layout)
+    with pytest.raises(WeightsError, match=r"width 16, depths 2-2-2, patch 2: create 'test_swin'"):
+        load_weights(create_model("swin_tiny_patch4_window7_224"), written)
+
+
+@pytest.mark.parametrize("layout", ["vitrail", "timm"])
+def test_resnet_says_whose_widths_fit(layout):
+    written = export_weights(create_model("resnet_pico_32"), layout)
+    with pytest.raises(WeightsError, match=r"3, 3, 3 blocks, 16, 32, 64 channels wide: create 'resnet_pico_32'[.]"):
+        load_weights(create_model("resnet_nano_32"), written)
+    with pytest.raises(WeightsError, match=r"64, 128, 256, 512 channels wide: create 'resnet18'[.]"):
+        load_weights(create_model("test_resnet"), export_weights(create_model("resnet18"), layout))
+
+
+@pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
+def test_a_backbone_of_maps_is_filled_too(name):
+    model = made(name)
+    backbone = create_model(name, features_only=True)
+    report = load_weights(backbone, model.state_dict())
+    single = len(model.feature_channels) == 1
+    assert ("the layers of the pyramid are new" in str(report)) == single
+    images = torch.randn(1, 3, 32, 32)
+    maps, found = model.features(images).maps, backbone.backbone.eval().features(images).maps
+    assert all(torch.equal(maps[stride], found[stride]) for stride in maps)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, WeightsError
 
 from .console import Json, result, say
-from .settings import parse_pair
+from .settings import parse_pair, parse_size
 from .source import existing
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def convert(
         raise UsageError("--layout has no effect on a folder; mend: name a .safetensors file, or leave --layout out")
     if target.exists():
         raise UsageError(f"expected a target that does not exist yet, got {str(target)!r}; mend: another name")
-    network, card, classes = _read(source, model, dict(parse_pair(pair) for pair in settings or []))
+    network, card, classes = _read(source, model, _settings(settings or []))
     count = _write(network, card, classes, target, layout)
     say(f"wrote {target.resolve()} ({count} tensors)")
     if not to_file and classes is None:
@@ -79,10 +79,32 @@ def _read(source: str, name: str | None, fields: dict[str, Any]) -> tuple[nn.Mod
     from vitrail.weights import card_for, load_weights
 
     network = create_model(name, **fields)
-    report = load_weights(network, source)
+    try:
+        report = load_weights(network, source)
+    except WeightsError as error:
+        raise _of_shell(error) from None
     say(str(report))
     card = report.card or _card(card_for(name), network)
     return network, card, None
+
+
+def _of_shell(error: WeightsError) -> WeightsError:
+    """Return an error of ``load_weights`` with what mends it on the command line, in place of what does in Python."""
+    from vitrail.weights.fit import OtherClassCount
+
+    if isinstance(error, OtherClassCount):
+        words = f"expected weights for {error.ours} classes, got {error.theirs}; mend: --set num_classes={error.theirs}"
+        return WeightsError(words)
+    if "create" not in str(error):
+        return error
+    return WeightsError(f"{error}\n  here: another model is --model NAME, a field of it --set KEY=VALUE (in_chans=1)")
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    """Return the fields of a config; an image size may be written as everywhere, 50x67."""
+    fields = dict(parse_pair(pair) for pair in pairs)
+    size = fields.get("img_size")
+    return fields if not isinstance(size, str) else {**fields, "img_size": parse_size(size)}
 
 
 def _card(card: Card, network: Any) -> Card:

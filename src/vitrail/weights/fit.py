@@ -13,6 +13,14 @@ from torch import Tensor, nn
 from vitrail.errors import WeightsError
 
 
+class OtherClassCount(WeightsError):
+    """Weights for ``theirs`` classes do not fit a model of ``ours``."""
+
+    def __init__(self, message: str, ours: int, theirs: int) -> None:
+        super().__init__(message)
+        self.ours, self.theirs = ours, theirs
+
+
 def fit_head(tensors: dict[str, Tensor], model: nn.Module, *, new_head: bool) -> list[str]:
     """Drop a classifier of another class count, so that the model keeps its fresh one; returns the dropped names.
 
@@ -26,10 +34,12 @@ def fit_head(tensors: dict[str, Tensor], model: nn.Module, *, new_head: bool) ->
     theirs, ours = tensors[wrong[0]].shape[0], own[wrong[0]].shape[0]
     same_width = all(tensors[n].shape[1:] == own[n].shape[1:] for n in wrong)
     if not new_head and same_width:
-        raise WeightsError(
+        raise OtherClassCount(
             f"expected weights for {ours} classes, got {theirs}. mend: create the model with num_classes={theirs}, or"
             f" start a new classifier on these weights: create_model(..., num_classes={ours}), or load_weights(...,"
-            " new_head=True)."
+            " new_head=True).",
+            ours,
+            theirs,
         )
     if new_head:
         for name in names:

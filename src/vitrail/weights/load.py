@@ -7,7 +7,7 @@ every tensor, and says in its report what it did.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError, WeightsError, did_you_mean
-from vitrail.nn.pyramid import Dropped
+from vitrail.nn.pyramid import Dropped, FeaturePyramid
 
 from . import convert, fit
 from .cards import Card
@@ -64,7 +64,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor], *,
     """Load weights into ``model``, in place, and report.
 
     Args:
-        model: a model of ``vitrail.models``.
+        model: a model of ``vitrail.models``; of a :class:`~vitrail.nn.pyramid.FeaturePyramid` its backbone is filled.
         source: a state dict; a ``.safetensors`` file; a folder of Vitrail, timm or transformers; ``hf-hub:org/name``
             (``@revision`` may follow); or a local ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.npz`` file, which a
             restricted child process reads.
@@ -75,7 +75,12 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor], *,
         WeightsError: a source that does not exist, cannot be read safely, or does not fit: the message names the first
             tensors at fault. The model is then unchanged.
     """
-    return _load(model, read_source(source), new_head=new_head)
+    if not isinstance(model, FeaturePyramid):
+        return _load(model, read_source(source), new_head=new_head)
+    report = _load(model.backbone, read_source(source), new_head=new_head)
+    if model.pyramid is None:
+        return report
+    return replace(report, notes=[*report.notes, "the layers of the pyramid are new: train them"])
 
 
 def load_into(model: nn.Module, folder: Folder, *, new_head: bool) -> LoadReport:

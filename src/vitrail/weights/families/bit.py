@@ -13,7 +13,7 @@ from vitrail.weights.cards import Card, timm_card
 
 from .base import Family, Shapes
 from .config_json import classes_in, labels_of, timm_args, timm_size
-from .resnet import OWN_FIRST, hint_of_depths, require_mean_pool, require_value, stage_depths
+from .resnet import OWN_FIRST, hint_of_stages, require_mean_pool, require_value
 
 
 class BiTFamily(Family):
@@ -28,7 +28,7 @@ class BiTFamily(Family):
         return [*_timm(), _google()]
 
     def hint(self, tensors: Mapping[str, Tensor]) -> str:
-        return hint_of_depths(stage_depths(tensors, OWN_FIRST, 0), "BiTConfig")
+        return hint_of_stages(tensors, OWN_FIRST, 0, "BiTConfig")
 
     def for_export(self, model: Any, layout: str) -> dict[str, Tensor]:
         if layout == "transformers" and model.config.output_stride != 32:

@@ -30,8 +30,9 @@ class ResNetFamily(Family):
         return [*_timm(), *_microsoft()]
 
     def hint(self, tensors: Mapping[str, Tensor]) -> str:
-        depths = stage_depths(tensors, "layer{}.{}.conv1.weight", 1) or stage_depths(tensors, OWN_FIRST, 0)
-        return hint_of_depths(depths, "ResNetConfig")
+        return hint_of_stages(tensors, "layer{}.{}.conv1.weight", 1, "ResNetConfig") or hint_of_stages(
+            tensors, OWN_FIRST, 0, "ResNetConfig"
+        )
 
     def for_export(self, model: Any, layout: str) -> dict[str, Tensor]:
         c = model.config
@@ -124,13 +125,22 @@ def stage_depths(names: Mapping[str, Tensor], first: str, start: int) -> tuple[i
     return tuple(depths)
 
 
-def hint_of_depths(depths: tuple[int, ...], config_type: str) -> str:
-    """Say which variants have these depths, or ""."""
+def hint_of_stages(tensors: Mapping[str, Tensor], first: str, start: int, config_type: str) -> str:
+    """Say which variants have the depths and widths of a file, or "" if it has no such stages."""
+    depths = stage_depths(tensors, first, start)
     if not depths:
         return ""
-    names = [n for n, c in variants().items() if type(c).__name__ == config_type and c.depths == depths]
-    sizes = f"the file holds stages of {', '.join(map(str, depths))} blocks"
-    return f"{sizes}: create {' or '.join(map(repr, names))}." if names else f"{sizes}: create the model with these."
+    widths = tuple(_width(tensors, first.format(i + start, 0)) for i in range(len(depths)))
+    known = {n: c for n, c in variants().items() if type(c).__name__ == config_type}
+    names = [n for n, c in known.items() if (c.depths, c.widths) == (depths, widths)]
+    said = f"the file holds stages of {', '.join(map(str, depths))} blocks, {', '.join(map(str, widths))} channels wide"
+    return f"{said}: create {' or '.join(map(repr, names))}." if names else f"{said}: create the model with these."
+
+
+def _width(tensors: Mapping[str, Tensor], first: str) -> int:
+    """Return the channels that a block gives: those of the last of its convolutions ("...conv1.weight")."""
+    names = [first.replace("conv1.weight", f"conv{k}.weight") for k in (3, 2, 1)]
+    return next(sum(tensors[name].shape[:1]) for name in names if name in tensors)
 
 
 def require_value(key: str, value: Any, wanted: Any) -> None:

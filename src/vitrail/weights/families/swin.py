@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,8 @@ class SwinFamily(Family):
         return super().table_for_export([t for t in fitting if title in t.title] or fitting or tables, tensors, config)
 
     def hint(self, tensors: Mapping[str, Tensor]) -> str:
-        kernel = tensors.get("patch_embed.proj.weight")
-        if kernel is None or kernel.ndim != 4:
+        kernel = next((t for n, t in tensors.items() if n.endswith(_PATCHES) and t.ndim == 4), None)
+        if kernel is None:
             return ""
         width, patch, depths = kernel.shape[0], kernel.shape[-1], _depths(tensors)
         sizes = f"the file holds width {width}, depths {'-'.join(map(str, depths))}, patch {patch}"
@@ -177,15 +178,16 @@ def _of_backbone(names: Mapping[str, Any]) -> bool:
     return any(n.endswith(("hidden_states_norms.stage2.weight", "norm1.weight")) and ".blocks." not in n for n in names)
 
 
+_PATCHES = ("patch_embed.proj.weight", "patch_embeddings.projection.weight")
+_BLOCK = re.compile(r"(?:stages|layers)\.(\d+)\.blocks\.(\d+)\.")
+
+
 def _depths(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Return the blocks of each stage, from tensors under our names."""
-    depths: list[int] = []
-    while f"stages.{len(depths)}.blocks.0.norm1.weight" in tensors:
-        stage, block = len(depths), 0
-        while f"stages.{stage}.blocks.{block}.norm1.weight" in tensors:
-            block += 1
-        depths.append(block)
-    return tuple(depths)
+    """Return the blocks of each stage, from tensors under our names or another library's."""
+    depths: dict[int, int] = {}
+    for stage, block in (map(int, found.groups()) for found in map(_BLOCK.search, tensors) if found):
+        depths[stage] = max(depths.get(stage, 0), block + 1)
+    return tuple(depths[stage] for stage in sorted(depths))
 
 
 def _one_side(window: Any, name: str) -> int:
