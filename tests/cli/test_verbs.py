@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,12 +182,35 @@ def test_a_model_without_global_attention_is_explained_too(vitrail, photos, tmp_
     assert said["explanations"][0]["method"] == "grad_cam"
     ran = vitrail("explain", folder, image, "--method", "rollout")
     assert ran.code == 2
-    assert "--method grad-cam" in ran.err
+    assert "mend: --method grad-cam" in ran.err
+    for spelling in ("grad_cam", "grad-cam"):
+        said = vitrail("explain", folder, image, "--method", spelling, "--out", out, "--json").json
+        assert said["explanations"][0]["method"] == "grad_cam"
+    ran = vitrail("explain", folder, image, "--method", "gradcam")
+    assert ran.code == 2
+    assert "Did you mean 'grad-cam'" in ran.err
     ran = vitrail("explain", folder, "--data", photos, "--out", out)
     assert ran.out.strip() == str(out / "attention.png")
     ran = vitrail("explain", folder, image, "--figures", "--out", out)
     assert "positions.png is left out" in ran.out
     assert "attention_distance.svg is left out" in ran.out
+
+
+def test_a_map_of_one_cell_says_that_it_has_no_places(vitrail, photos, tmp_path):
+    from vitrail.classes import ClassMap
+    from vitrail.models import create_model
+    from vitrail.weights import Card, save_folder
+
+    model = create_model("test_resnet", num_classes=2)
+    card, classes = Card(name="test_resnet", input_size=(32, 32), num_classes=2), ClassMap.of(["across", "down"])
+    folder = save_folder(tmp_path / "resnet", model, card=card, classes=classes)
+    image, out = photos / "test" / "down" / "000.png", tmp_path / "maps"
+    assert "one cell, so it says nothing about places" in vitrail("explain", folder, image, "--out", out).out
+    assert "one cell" in vitrail("explain", folder, "--data", photos, "--out", out).out
+    ran = vitrail("explain", folder, image, "--figures", "--out", out)
+    assert "attention_distance.svg is left out: attention distance needs attention, and ResNet has none\n" in ran.out
+    large = save_folder(tmp_path / "two", model, card=replace(card, input_size=(64, 64)), classes=classes)
+    assert "one cell" not in vitrail("explain", large, image, "--out", out).out
 
 
 def test_figures_of_bare_weights_need_no_data(vitrail, model_folder, tmp_path):
@@ -266,3 +290,22 @@ def test_resume_of_a_finished_run_measures_it_again(vitrail, photos, tmp_path):
     said = vitrail("resume", run, "--json").json
     assert said["metrics"] == before["test"]
     assert vitrail("resume", tmp_path).code == 2
+
+
+def test_convert_gives_advice_for_the_shell(vitrail, model_folder, tmp_path):
+    weights = model_folder / "model.safetensors"
+    ran = vitrail("convert", weights, tmp_path / "x", "--model", "test_vit")
+    assert ran.code == 4
+    assert ran.err.strip().endswith("got 2; mend: --set num_classes=2")
+    assert "--model NAME" in vitrail("convert", weights, tmp_path / "x", "--model", "vit_pico_patch2_8").err
+
+
+def test_convert_reads_image_sizes_as_train_does(vitrail, model_folder, tmp_path):
+    from vitrail.weights import load_folder
+
+    weights, target = model_folder / "model.safetensors", tmp_path / "x"
+    words = ["--model", "test_vit", "--set", "num_classes=2", "--set", "img_size=48x64"]
+    assert vitrail("convert", weights, target, *words).code == 0
+    assert load_folder(target)[0].config.img_size == (48, 64)
+    words[-1] = "img_size=huge"
+    assert vitrail("convert", weights, tmp_path / "y", *words).code == 2

@@ -4,6 +4,7 @@ from torch import nn
 
 from vitrail.errors import UsageError
 from vitrail.explain import record
+from vitrail.models import create_model
 from vitrail.nn.attention import Attention
 
 from .models import POOLINGS, distilled, pictures, tiny
@@ -80,5 +81,7 @@ def test_maps_keep_their_gradient_history_only_where_gradients_are_on():
 
 
 def test_a_model_without_attention_is_refused():
-    with pytest.raises(UsageError, match="Linear"), record(nn.Linear(2, 2)):
+    with pytest.raises(UsageError, match=r"Linear.*mend"), record(nn.Linear(2, 2)):
+        pass
+    with pytest.raises(UsageError, match=r"ResNet which has none$"), record(create_model("test_resnet")):
         pass

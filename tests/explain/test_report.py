@@ -206,6 +206,7 @@ def test_models_without_global_attention_are_reported_too(tmp_path, photo_folder
     html = write_report(tmp_path).read_text(encoding="utf-8")
     assert "Grad-CAM weights the channels" in html
     assert 'alt="Grad-CAM"' in html
+    assert ("The map has one cell" in html) == (name == "test_resnet")
 
 
 def test_without_best_weights_classes_have_numbers_and_damaged_predictions_are_refused(tmp_path, photo_folder):

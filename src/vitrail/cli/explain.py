@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError, require_known
 
 from .console import Json, partial_result, result, say
 from .heldout import held_out, recipe_of
@@ -32,6 +32,13 @@ class Method(StrEnum):
     grad_cam = "grad-cam"
 
 
+def _method(text: str) -> Method:
+    """Return the method of a name, written with a hyphen or as the library has it; :class:`UsageError` if none."""
+    names = [method.value for method in Method]
+    require_known([name := text.replace("_", "-")], names, "method")
+    return Method(name)
+
+
 def _of_library(method: Method | None) -> LibraryMethod | None:
     """Return the name as ``vitrail.explain`` has it."""
     return None if method is None else cast("LibraryMethod", method.name)
@@ -45,7 +52,11 @@ def explain(
     ] = None,
     method: Annotated[
         Method | None,
-        typer.Option(help="Default: rollout (attention, all layers) for ViTs; grad-cam (last map) for any other."),
+        typer.Option(
+            parser=_method,
+            metavar="|".join(Method),
+            help="Default: rollout (attention, all layers) for ViTs; grad-cam (last map) for any other.",
+        ),
     ] = None,
     per_head: Annotated[bool, typer.Option("--per-head", help="Also draw each head (method class-token).")] = False,
     figures: Annotated[
@@ -77,6 +88,10 @@ def explain(
         paths = [path]
     for path in paths:
         say(path)
+    if single := [one for one in drawn if one["grid"] == [1, 1]]:
+        from vitrail.explain.maps import ONE_CELL
+
+        say(ONE_CELL if len(single) == len(drawn) else f"{len(single)} of {len(drawn)} images: {ONE_CELL}")
     facts: dict[str, Any] = {"pictures": paths, "explanations": drawn}
     if broken:
         words = f"{len(broken)} of {len(broken) + len(drawn)} images could not be used:\n" + "\n".join(broken)

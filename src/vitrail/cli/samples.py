@@ -31,6 +31,7 @@ def draw_samples(
 
     predictor.classes.require_equal(chosen.images.classes, mine="the model", theirs=chosen.source)
     tiles: list[Tile] = []
+    remark = ""
     drawn: list[dict[str, Any]] = []
     for i in in_turn(chosen.images):
         if len(tiles) == MOST:
@@ -41,7 +42,7 @@ def draw_samples(
         except DataError:
             continue
         tiles.append(_tile(found, true))
-        method = found.method
+        method, remark = found.method, found.remark
         drawn.append({**found.to_json(), "name": chosen.images.name(i), "true": true})
     if not tiles or method is None:
         raise DataError(
@@ -53,7 +54,7 @@ def draw_samples(
         tiles,
         columns=4,
         title=f"Where {predictor.card.name or 'the model'} looks: {NAMES[method]}",
-        note=f"{chosen.words[:1].upper()}{chosen.words[1:]}, the first of each class in turn.",
+        note=f"{chosen.words[:1].upper()}{chosen.words[1:]}, the first of each class in turn. {remark}".strip(),
         bar=Bar("low", "high", measure_of(method), "ember"),
         gap=18,
     ).save(path)

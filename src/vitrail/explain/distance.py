@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError
+from vitrail.nn.attention import Attention
 
 from .geometry import patch_layout
 from .maps import global_layers
@@ -58,6 +59,8 @@ def attention_distances(model: nn.Module, images: Tensor | Iterable[Tensor]) -> 
     ``images`` is one (B, C, H, W) normalised batch, or an iterable of them of one size. The model's mode (train or
     eval) is left as it is; no gradient is kept.
     """
+    if not any(isinstance(part, Attention) for part in model.modules()):
+        raise UsageError(f"attention distance needs attention, and {type(model).__name__} has none")
     total, count = torch.zeros(()), 0
     with torch.no_grad():
         for batch in [images] if isinstance(images, Tensor) else images:
@@ -71,7 +74,7 @@ def attention_distances(model: nn.Module, images: Tensor | Iterable[Tensor]) -> 
             if not rows:
                 raise UsageError(
                     "attention distance is defined for models whose every layer attends to all patches; windows and"
-                    f" reduced keys bound it by construction, and {type(model).__name__} has these or no attention"
+                    f" reduced keys bound it by construction, and {type(model).__name__} has these"
                 )
             total, count = total + torch.stack(rows).cpu(), count + len(batch)
     if count == 0:

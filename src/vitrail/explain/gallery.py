@@ -21,7 +21,7 @@ from .distance import attention_distances, uniform_distance
 from .draw import ICON, Picture, as_picture, data_uri, overlay, place, resized, scaled
 from .figures import distance_figure, filters_figure, positions_figure
 from .geometry import patch_layout
-from .maps import Method, attention_maps, default_method, scale01
+from .maps import ONE_CELL, Method, attention_maps, default_method, scale01
 from .page import figure
 from .preprocess import Preprocess
 from .runfolder import Predictions
@@ -128,11 +128,13 @@ def pick_examples(found: Predictions, most: int) -> list[int]:
 def attention(gallery: Gallery, model: nn.Module, preprocess: Preprocess, most: int = 8) -> str:
     """Return sample images and maps of what their answers were read from, side by side."""
     rows: list[str] = []
-    methods = _METHODS["attention"]
+    methods, remark = _METHODS["attention"], ""
     for row, image in gallery.shown(pick_examples(gallery.found, most), most):
         batch = preprocess.batch([preprocess.crop(image)], _device(model), torch.float32)
         if not rows and default_method(model, batch) == "grad_cam":
             methods = _METHODS["map"]
+        if patch_layout(model, batch).grid == (1, 1):
+            remark = f" {ONE_CELL}"
         try:
             drawn = [_overlay(model, batch, image, preprocess, method) for method in methods.names]
         except UsageError as error:
@@ -148,7 +150,7 @@ def attention(gallery: Gallery, model: nn.Module, preprocess: Preprocess, most: 
         return ""
     note = (
         f"{methods.note} Pale is high, dark is low, each map scaled to its own range; pale grey areas were cropped "
-        "away before the model saw the image."
+        f"away before the model saw the image.{remark}"
     )
     return f'<p>{note}</p><div class="triples">{"".join(rows)}</div>'
 

@@ -37,6 +37,7 @@ from .rollout import HeadFusion, rollout
 
 Method = Literal["rollout", "class_token", "gradient", "grad_cam"]
 METHODS: tuple[str, ...] = get_args(Method)
+ONE_CELL = "The map has one cell, so it says nothing about places; mend: larger images."
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def _recorded(model: nn.Module, method: str) -> AbstractContextManager[Recording
 def _no_attention(model: nn.Module, method: str) -> UsageError:
     return UsageError(
         f"method {method!r} follows attention of all patches to all patches through every layer, which"
-        f" {type(model).__name__} does not have; mend: method='grad_cam' (--method grad-cam), which every model has"
+        f" {type(model).__name__} does not have; mend: --method grad-cam, which every model has (in Python"
+        " method='grad_cam')"
     )
 
 

@@ -70,10 +70,11 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
     modules = {name: m for name, m in model.named_modules() if isinstance(m, Attention)}
     if not modules:
-        raise UsageError(
-            f"expected a model with vitrail.nn Attention modules, got {type(model).__name__} which has none; "
-            "mend: build it with vitrail.create_model or load it with vitrail.load"
-        )
+        kind = type(model)
+        own = kind.__module__.startswith("vitrail.models.")  # then no other way of building it would help
+        mend = "" if own else "; mend: build it with vitrail.create_model or load it with vitrail.load"
+        words = f"expected a model with vitrail.nn Attention modules, got {kind.__name__} which has none"
+        raise UsageError(words + mend)
     former = {name: module.tape for name, module in modules.items()}
     tapes: dict[str, list[Tensor]] = {name: [] for name in modules}
     try:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitrail.errors import UsageError
 from vitrail.explain.draw import Bar, Box, Tile, as_picture, overlay, place, resized, scaled, sheet
-from vitrail.explain.maps import Method, scale01
+from vitrail.explain.maps import ONE_CELL, Method, scale01
 
 NAMES = {
     "rollout": "attention rollout",
@@ -62,6 +62,11 @@ class Explanation:
         """(H, W) float32 in 0..1 at the image's own size: bicubic between patches, 0 where the model saw nothing."""
         return place(self.grid_map, (self.image.shape[1], self.image.shape[2]), self.box, self.seen)
 
+    @property
+    def remark(self) -> str:
+        """What has to be known to read the map, or ""."""
+        return ONE_CELL if self.grid_map.numel() == 1 else ""
+
     def overlay(self, *, most: int = 640, grid_map: Tensor | None = None) -> NDArray[np.uint8]:
         """Return the map over the image, whole and in its own aspect ratio, ``most`` pixels at its longer side."""
         picture = resized(as_picture(self.image), most=most)
@@ -81,6 +86,7 @@ class Explanation:
             tiles,
             columns=2,
             title=f"{self.label}  {100 * self.score:.1f} %",
+            note=self.remark,
             bar=Bar("low", "high", measure_of(self.method), "ember"),
             gap=16,
             size=16,
