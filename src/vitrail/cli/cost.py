@@ -22,7 +22,7 @@ def show_cost(name: str, size: tuple[int, int] | None) -> dict[str, Any]:
     _show_sums(found)
     say()
     heads = ("layer", "parameters", "GFLOPs", "kept", "once", "attention", "entries", "bytes")
-    table(heads, _rows(found), right=_RIGHT)
+    table(heads, _rows(found), right=_RIGHT, whole=("layer",))
     if found.attention:
         _show_arithmetic(found, config.in_chans)
     return {"name": name, **_data(found)}
