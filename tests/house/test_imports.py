@@ -9,7 +9,7 @@ import pytest
 
 from .source import PACKAGE, files, shown, tree
 
-BASE = {"errors", "classes"}
+BASE = {"errors", "classes", "fields"}
 MAY_IMPORT: dict[str, set[str]] = {
     "nn": set(),
     "models": {"nn"},

@@ -10,17 +10,15 @@ import dataclasses
 import fnmatch
 import importlib
 import pkgutil
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from functools import cache
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from vitrail.errors import UsageError, WeightsError, did_you_mean, require_known
+from vitrail.fields import fits, hints, require_fit
 from vitrail.nn.pyramid import FeaturePyramid
 
 HUB_PREFIX = "hf-hub:"
@@ -141,66 +139,11 @@ def configure(config: Any, overrides: Mapping[str, Any], of: str = "model") -> A
         if isinstance(value, Mapping) and dataclasses.is_dataclass(own):
             changes[name] = configure(own, value, name)
         else:
-            _require_fit(name if of == "model" else f"{of}.{name}", value, _hints(type(config))[name])
+            require_fit(name if of == "model" else f"{of}.{name}", value, hints(type(config))[name])
     try:
         return dataclasses.replace(config, **changes)
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def _hints(config_type: type) -> dict[str, Any]:
-    return typing.get_type_hints(config_type)
-
-
-def _require_fit(name: str, value: Any, hint: Any) -> None:
-    """Raise :class:`UsageError` unless a value is of the type that the field ``name`` is annotated with."""
-    if not _fits(value, hint):
-        choices = [choice for part in (hint, *typing.get_args(hint)) for choice in _choices(part)]
-        near = did_you_mean(str(value), map(str, choices))
-        raise UsageError(f"expected {name} to be {_in_words(hint)}, got {value!r}.{near}")
-    if dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            _require_fit(f"{name}.{field.name}", getattr(value, field.name), _hints(type(value))[field.name])
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    parts = typing.get_args(hint)
-    if _is_union(hint):
-        return any(_fits(value, part) for part in parts)
-    if choices := _choices(hint):
-        return any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices)
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, tuple):
-            return False
-        wanted = parts[:1] * len(value) if parts[-1] is ... else parts
-        return len(value) == len(wanted) and all(map(_fits, value, wanted))
-    number = {int: Integral, float: Real}.get(hint)
-    return isinstance(value, hint) if number is None else isinstance(value, number) and not isinstance(value, bool)
-
-
-def _choices(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
-
-
-def _in_words(hint: Any) -> str:
-    """Return what a type lets be: "a whole number", "'max' or 'avg'", "a list of numbers"."""
-    parts = typing.get_args(hint)
-    if _is_union(hint):
-        return " or ".join(_in_words(part) for part in parts)
-    if choices := _choices(hint):
-        said = [repr(choice) for choice in choices]
-        return " or ".join([", ".join(said[:-1]), said[-1]]) if len(said) > 1 else said[0]
-    if typing.get_origin(hint) is tuple and parts[-1] is ...:
-        each = "pairs of whole numbers" if typing.get_args(parts[0]) else f"{_in_words(parts[0]).split(' ', 1)[1]}s"
-        return f"a list of {each}"
-    if typing.get_origin(hint) is tuple:
-        return f"a list of {len(parts)} values, each {_in_words(parts[0])}"
-    named = {int: "a whole number", float: "a number", bool: "True or False", str: "a word", type(None): "None"}
-    return named.get(hint) or f"a group of settings, such as {{{dataclasses.fields(hint)[0].name!r}: ...}}"
 
 
 def _tuples(value: Any) -> Any:
@@ -211,7 +154,7 @@ def _tuples(value: Any) -> Any:
 def as_size(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
     """Return (H, W) of an int or a pair; :class:`UsageError` for anything else."""
     pair = tuple(size) if isinstance(size, Sequence) else (size, size)
-    if len(pair) != 2 or not all(_fits(n, int) and n > 0 for n in pair):
+    if len(pair) != 2 or not all(fits(n, int) and n > 0 for n in pair):
         raise UsageError(f"expected an image size as a positive int or (height, width), got {size!r}")
     return pair[0], pair[1]
 
