@@ -249,7 +249,7 @@ class Attention(nn.Module):
     def _part(self, x: Tensor, first: int, last: int) -> Tensor:
         """Project ``x`` with the rows of q (0), k (1), v (2) from ``first`` up to ``last``."""
         rows = slice(first * self.inner_dim, last * self.inner_dim)
-        if not as_made(self.qkv, Linear):
+        if not as_made(self.qkv, Linear, nn.Linear):
             whole: Tensor = self.qkv(x)
             return whole[..., rows]
         return linear(x, self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows])

@@ -83,11 +83,9 @@ def _kernel(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, *, least:
     """Return oneDNN's kernel if it may be used on these tensors, and is asked for ``least`` multiply-adds or more."""
     if x.device.type != "cpu" or torch.is_grad_enabled() or not at_once():
         return None
-    if type(weight) not in (Tensor, nn.Parameter) or torch.is_autocast_enabled(
-        "cpu"
-    ):  # quantised weights, and the like
+    if torch.is_autocast_enabled("cpu") or x.numel() * len(weight) < least:
         return None
-    if least and x.numel() * len(weight) < least:
+    if type(weight) not in (Tensor, nn.Parameter):  # quantised or sharded ones, whose products are their own
         return None
     same = x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype)
     return _find(name) if same and x.dtype in (torch.float32, torch.bfloat16) else None
