@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from vitrail.data.sources import Splits
 from vitrail.errors import VitrailError
-from vitrail.models import create_model
-from vitrail.tasks import create_task
 from vitrail.tasks.evaluate import Evaluation, evaluate
-from vitrail.weights import Card, card_for, load_folder, load_pretrained, save_folder
+from vitrail.weights import save_folder
 
 from .batches import memory_advice, out_of_memory
+from .build import build_model, build_task
 from .checkpoint import Checkpoints, Snapshot
 from .ema import Ema
 from .log import MetricsLog
@@ -46,32 +45,6 @@ class Identity:
         return {"data": self.data, "classes": self.classes, "recipe": self.recipe}
 
 
-def build_model(recipe: Recipe, splits: Splits, say: Callable[[str], None]) -> tuple[nn.Module, Card]:
-    """Return the network of a resolved recipe, with fresh or pretrained weights, and the card of what it is fed."""
-    m = recipe.model
-    size = m.img_size if isinstance(m.img_size, tuple) else (m.img_size, m.img_size)
-    own = {"num_classes": len(splits.classes), "img_size": size, "drop_path_rate": m.drop_path_rate, **m.options}
-    torch.manual_seed(recipe.train.seed)
-    if m.name.startswith("hf-hub:"):
-        model, card, _ = load_folder(m.name, **own)
-    else:
-        model, card = create_model(m.name, **own), Card(name=m.name, crop_pct=_crop_pct(recipe))
-    if m.pretrained:
-        report = load_pretrained(model, m.name, m.pretrained, new_head=True)
-        say(f"pretrained: {report}")
-        card = report.card or card_for(m.name)
-    origin = f"trained by Vitrail on {Path(recipe.data.source).name}" + (
-        f", starting from {m.pretrained if m.pretrained else m.name}" if card.origin or m.pretrained else ""
-    )
-    return model, replace(card, name=m.name, input_size=model.config.img_size, crop_mode="center", origin=origin)
-
-
-def _crop_pct(recipe: Recipe) -> float:
-    """Cut a little: a random resized crop shows things larger than the whole image does (arXiv 1906.06423)."""
-    size = recipe.model.img_size
-    return 0.9 if recipe.augment.crop == "resized" and min(size if isinstance(size, tuple) else (size,)) > 128 else 1.0
-
-
 class Session:
     """Builds all parts, and serves the loop with logging, evaluation and saving."""
 
@@ -80,9 +53,7 @@ class Session:
         self.folder, self.recipe, self.splits = folder, recipe, splits
         self.identity, self.progress = identity, progress
         self.device = pick_device(t.device)
-        self.task = create_task(
-            recipe.task, num_classes=len(splits.classes), options={"label_smoothing": t.label_smoothing}
-        )
+        self.task = build_task(recipe, splits)
         self.model, self.card = build_model(recipe, splits, progress.say)
         self.model.to(self.device)
         self.shown = copy.deepcopy(self.model)  # what is evaluated and saved: float32, its weights views of the average

@@ -1,0 +1,49 @@
+"""From a resolved recipe and its data to the network and the task that are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vitrail.data.sources import Splits
+from vitrail.models import create_model
+from vitrail.tasks import Task, create_task
+from vitrail.weights import Card, card_for, load_folder, load_pretrained
+
+from .recipe import Recipe
+
+
+def build_model(recipe: Recipe, splits: Splits, say: Callable[[str], None]) -> tuple[nn.Module, Card]:
+    """Return the network of a resolved recipe, with fresh or pretrained weights, and the card of what it is fed."""
+    m = recipe.model
+    size = m.img_size if isinstance(m.img_size, tuple) else (m.img_size, m.img_size)
+    own = {"num_classes": len(splits.classes), "img_size": size, "drop_path_rate": m.drop_path_rate, **m.options}
+    torch.manual_seed(recipe.train.seed)
+    if m.name.startswith("hf-hub:"):
+        model, card, _ = load_folder(m.name, **own)
+    else:
+        model, card = create_model(m.name, **own), Card(name=m.name, crop_pct=_crop_pct(recipe))
+    if m.pretrained:
+        report = load_pretrained(model, m.name, m.pretrained, new_head=True)
+        say(f"pretrained: {report}")
+        card = report.card or card_for(m.name)
+    origin = f"trained by Vitrail on {Path(recipe.data.source).name}" + (
+        f", starting from {m.pretrained if m.pretrained else m.name}" if card.origin or m.pretrained else ""
+    )
+    return model, replace(card, name=m.name, input_size=model.config.img_size, crop_mode="center", origin=origin)
+
+
+def _crop_pct(recipe: Recipe) -> float:
+    """Cut a little: a random resized crop shows things larger than the whole image does (arXiv 1906.06423)."""
+    size = recipe.model.img_size
+    return 0.9 if recipe.augment.crop == "resized" and min(size if isinstance(size, tuple) else (size,)) > 128 else 1.0
+
+
+def build_task(recipe: Recipe, splits: Splits) -> Task:
+    """Return the loss, metrics and postprocess of a resolved recipe."""
+    options = {"label_smoothing": recipe.train.label_smoothing}
+    return create_task(recipe.task, num_classes=len(splits.classes), options=options)
