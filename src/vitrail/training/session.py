@@ -28,6 +28,7 @@ from .pipeline import eval_loader, threads, train_loader
 from .precision import dtype_of, pick_device
 from .progress import Progress
 from .recipe import Recipe
+from .rework import rework
 from .schedule import Schedule
 from .signals import Stop
 
@@ -62,6 +63,7 @@ class Session:
         self.ema = Ema(self.masters, t.ema_decay, learned_buffers(self.model)) if t.ema_decay is not None else None
         weights = self.ema.buffers if self.ema is not None else [w.detach() for w in self.masters.weights]
         self.masters.attach(self.shown, weights)
+        rework(self.model, recompute=t.recompute, compile=t.compile)
         if dtype != torch.float32:
             self.model.register_forward_pre_hook(_to_type(dtype))
         self.batches = train_loader(recipe, splits.train, self.card, self.device)
@@ -86,7 +88,7 @@ class Session:
         total = t.epochs * per_epoch
         return Loop(
             task=self.task,
-            model=torch.compile(self.model) if t.compile else self.model,  # type: ignore[arg-type]
+            model=self.model,
             masters=self.masters,
             ema=self.ema,
             batches=self.batches,
