@@ -18,7 +18,7 @@ import typer
 from vitrail import __version__
 from vitrail.errors import VitrailError
 
-from . import convert, data, explain, models, predict, resume, train, val
+from . import convert, data, explain, models, plan, predict, resume, train, val
 from .console import emit, machine_readable, say
 
 FAILURE, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -35,6 +35,7 @@ data_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look a
 data_app.command("check")(data.check)
 
 app.command("train")(train.train)
+app.command("plan")(plan.plan)
 app.command("resume")(resume.resume)
 app.command("val")(val.val)
 app.command("predict")(predict.predict)

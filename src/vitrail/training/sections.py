@@ -150,7 +150,9 @@ class Train(Section):
 
     epochs: Positive | Auto = Field("auto", description="times through the training images")
     batch_size: Positive | Auto = Field("auto", description="images an update")
-    accumulation: Positive = Field(1, description="pieces a batch is computed in: less memory, the same gradient")
+    accumulation: Positive | Auto = Field(
+        1, description="pieces a batch is computed in: less memory, the same gradient; auto: the fewest that fit"
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Auto = Field("auto", description="spread over all classes")
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | Auto | None = Field("auto", description="null: no average")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 keeps float32 master weights")
@@ -168,10 +170,11 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Train:
-        if isinstance(self.batch_size, int) and self.accumulation > self.batch_size:
+        pieces = self.accumulation if isinstance(self.accumulation, int) else 1
+        if isinstance(self.batch_size, int) and pieces > self.batch_size:
             raise ValueError(
                 f"expected accumulation <= batch_size: a batch of {self.batch_size} cannot be cut in "
-                f"{self.accumulation} pieces"
+                f"{pieces} pieces"
             )
         if isinstance(self.epochs, int) and isinstance(self.eval_every, int) and self.eval_every > self.epochs:
             raise ValueError(f"expected eval_every <= epochs ({self.epochs}), got {self.eval_every}")
