@@ -210,6 +210,8 @@ def _augmentation(recipe: Recipe, facts: Facts, epochs: int, settle: Any) -> Non
         values |= {"mixup": _MIX["mixup"], "cutmix": _MIX["cutmix"]}  # asked for, so it must do something
         mixed = True
     values["mix_prob"] = (values["mix_prob"] or _MIX["mix_prob"]) if mixed else None
+    if a.three_augment:
+        values["randaugment"] = None  # DeiT III has the one in place of the other
     for key, value in values.items():
         settle(f"augment.{key}", value, reason)
 

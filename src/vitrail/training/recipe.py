@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vitrail.errors import UsageError, did_you_mean
 
-from .sections import Augment, Data, Model, Optim, Schedule, Section, Train
+from .augmenting import Augment, RandAugment
+from .sections import Data, Model, Optim, Schedule, Section, Train
 
 PREFIX = "VITRAIL_"
 
@@ -41,9 +42,22 @@ class Recipe(Section):
         lr, least = self.optim.lr, self.schedule.min_lr
         if isinstance(lr, float) and isinstance(least, float) and least > lr:
             raise ValueError(f"expected schedule.min_lr <= optim.lr ({lr}), got {least}")
+        self._require_room_for_copies()
         if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name in (".", "..")):
             raise ValueError(f"expected name as one folder name, got {self.name!r}")
         return self
+
+    def _require_room_for_copies(self) -> None:
+        """Copies of an image stand in one batch; what is mixed must be another image."""
+        a, batch = self.augment, self.train.batch_size
+        if not isinstance(batch, int) or a.repeats == 1:
+            return
+        least = 2 * a.repeats if a.mix_prob not in ("auto", None, 0) else a.repeats
+        if batch < least:
+            raise ValueError(
+                f"expected train.batch_size of at least {least} with augment.repeats: {a.repeats}"
+                f"{' and mixing' if least > a.repeats else ''}, got {batch}"
+            )
 
     @classmethod
     def load(
@@ -89,8 +103,6 @@ class Recipe(Section):
 
 def known_keys(section: type[BaseModel] = Recipe, path: str = "") -> list[str]:
     """Return every dotted key of a recipe; ``model.options`` stands for all keys below it."""
-    from .sections import RandAugment
-
     found = []
     for name, field in section.model_fields.items():
         kind = RandAugment if name == "randaugment" else field.annotation
