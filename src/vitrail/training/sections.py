@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Auto = Literal["auto"]
 T = TypeVar("T")
@@ -146,6 +146,11 @@ class Distill(Section):
     cache: Literal["auto", "on", "off"] = Field(
         "auto", description="ask the teacher once an image; only where training images are not varied"
     )
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _yaml_reads_on_as_true(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _no_idle_option(self) -> Distill:
