@@ -58,6 +58,9 @@ class Data(Section):
         1.0, description="share of the training images to use, to see what more data bring"
     )
     seed: int = Field(0, description="of the held-out splits; kept apart from train.seed so that runs compare")
+    balance: Literal["none", "sqrt", "equal"] = Field(
+        "none", description="how often an epoch visits a class: as it has images, the root of that, or all alike"
+    )
     cache: Literal["auto", "none", "all"] = Field("auto", description="keep images in memory; auto: what fits well")
     workers: Annotated[int, Field(ge=0)] | Auto = Field("auto", description="reading threads; auto: one a core")
     max_broken: Share = Field(0.01, description="share of unreadable training images that is put up with")
