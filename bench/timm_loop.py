@@ -20,10 +20,10 @@ from PIL import Image
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.peers import timm  # noqa: E402
+from tests.peers import timm
 
-from vitrail.data.imageset import ImageSet  # noqa: E402
-from vitrail.data.sources import open_dataset  # noqa: E402
+from vitrail.data.imageset import ImageSet
+from vitrail.data.sources import open_dataset
 
 
 @dataclass(frozen=True)

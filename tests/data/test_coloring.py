@@ -41,7 +41,9 @@ def test_three_augment_is_grey_solarize_or_blur() -> None:
         else:
             sigma = 0.1 + 1.9 * d[i, 1]
             radius = int(np.ceil(3 * sigma))
-            expected = [gaussian_filter(c.astype(float), sigma, mode="nearest", radius=radius) for c in IMAGES[i].numpy()]
+            expected = [
+                gaussian_filter(c.astype(float), sigma, mode="nearest", radius=radius) for c in IMAGES[i].numpy()
+            ]
             assert np.abs(out[i] - np.stack(expected)).max() <= 0.5 + 1e-3
     assert torch.equal(IMAGES, torch.from_numpy(np.stack([array(p) for p in PICTURES])).to(torch.uint8))
 

@@ -22,7 +22,7 @@ def build(photos: Path, **given: Any) -> tuple[nn.Module, Any, Any]:
     recipe, _ = resolve(asked, Facts(24, 24, 24, 2), torch.device("cpu"), has_val=True)
     splits = open_dataset(photos)
     model, card = build_model(recipe, splits, print)
-    return model, card, build_task(recipe, splits)
+    return model, card, build_task(recipe, splits, card, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_swin", "test_coatnet", "test_pvt", "test_pvt_v2"])
@@ -58,5 +58,5 @@ def test_the_evaluation_crop_is_the_cards(photos: Path) -> None:
 
 def test_the_loss_is_the_recipes(photos: Path) -> None:
     task = build(photos, **{"train.loss": "bce", "train.bce_threshold": 0.2})[2]
-    assert (task.loss, task.bce_threshold) == ("bce", 0.2)
-    assert build(photos)[2].loss == "ce"
+    assert (task.loss_kind, task.bce_threshold) == ("bce", 0.2)
+    assert build(photos)[2].loss_kind == "ce"

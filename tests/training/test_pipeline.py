@@ -74,7 +74,9 @@ def test_every_option_changes_the_images(photos: Path, change: dict[str, Any]) -
     ],
 )
 def test_options_of_options_change_the_images(photos: Path, common: dict[str, Any], change: dict[str, Any]) -> None:
-    batches = [first_batch(photos, **common, **{"train.seed": seed}, **extra) for seed in range(3) for extra in ({}, change)]
+    batches = [
+        first_batch(photos, **common, **{"train.seed": seed}, **extra) for seed in range(3) for extra in ({}, change)
+    ]
     assert any(not torch.equal(a.images, b.images) for a, b in zip(batches[::2], batches[1::2], strict=True))
 
 

@@ -1,7 +1,8 @@
 """The stage that runs on whole batches, after the crop: flips, distortions, normalisation, random erasing.
 
-Sources: RandAugment - see ``randaugment``; 3-Augment and colour jitter - see ``coloring``; random erasing - Zhong et al. 2017, arXiv 1708.04896. No stage has state or
-touches a global generator: row ``b`` of ``draws`` holds the uniform numbers of image ``b``. Works on any device.
+Sources: RandAugment - see ``randaugment``; 3-Augment and colour jitter - see ``coloring``; random erasing - Zhong et
+al. 2017, arXiv 1708.04896. No stage has state or touches a global generator: row ``b`` of ``draws`` holds the uniform
+numbers of image ``b``. Works on any device.
 Shapes: B batch, images (B, 3, H, W), uint8 before :class:`Normalize` and float32 after it, D draws an image.
 """
 

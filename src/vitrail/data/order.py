@@ -2,8 +2,9 @@
 
 Class-balanced sampling: Kang et al. 2020, arXiv 1910.09217, section 3 (probability of class c proportional to n_c**q:
 q = 1 as the data are, 1/2 "square-root sampling", 0 "class-balanced"). Repeated augmentation: Hoffer et al. 2020, arXiv
-1901.09335; in DeiT's form (arXiv 2012.12877, section 6) an epoch keeps its length. Nothing here has state, so an interrupted epoch
-is resumed by counting. An order may visit an image more than once; :func:`draw_keys` tells the visits apart.
+1901.09335; in DeiT's form (arXiv 2012.12877, section 6) an epoch keeps its length. Nothing here has state, so an
+interrupted epoch is resumed by counting. An order may visit an image more than once; :func:`draw_keys` tells the visits
+apart.
 Shapes: n images, K classes, m visits an epoch.
 """
 
@@ -105,8 +106,8 @@ class Balanced:
 class Repeated:
     """Each of the first m / ``repeats`` visits of another order, ``repeats`` times, within about one batch.
 
-    A batch is ``repeats`` rounds through the same images, so that neighbours, which MixUp and CutMix blend, are copies of
-    different images. What tells the copies apart is :func:`draw_keys`.
+    A batch is ``repeats`` rounds through the same images, so that neighbours, which MixUp and CutMix blend, are copies
+    of different images. What tells the copies apart is :func:`draw_keys`.
     """
 
     order: Order

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from vitrail.data.augment import Augment, Normalize, RandomErasing
+from vitrail.data.coloring import ColorJitter, ThreeAugment
 from vitrail.data.imageset import ImageSet
 from vitrail.data.loader import Loader
 from vitrail.data.mixing import Mix
 from vitrail.data.order import Order, training_order
-from vitrail.data.coloring import ColorJitter, ThreeAugment
 from vitrail.data.randaugment import RandAugment
 from vitrail.data.resample import resize
 from vitrail.data.transforms import Crop, Draws, EvalCrop, PadCrop, TrainCrop
