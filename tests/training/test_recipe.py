@@ -74,6 +74,10 @@ def test_the_process_environment_is_read_by_default(monkeypatch: pytest.MonkeyPa
         ({"schedule.name": "constant", "schedule.min_lr": 0.1}, r"min_lr has no effect .* without a cooldown"),
         ({"schedule.name": "rsqrt", "schedule.cooldown_epochs": 3, "train.epochs": 2}, r"at most 2, .* got 3"),
         ({"schedule.min_lr": 1.0, "optim.lr": 0.1}, r"min_lr <= optim\.lr"),
+        ({"distill": {}}, r"^distill\.teacher: field required"),
+        ({"distill.techer": "x"}, r"unknown recipe key 'distill\.techer'\. Did you mean 'distill\.teacher'\?"),
+        ({"distill": "x"}, r"^distill: .*dictionary"),
+        ({"distill.teacher": "x", "distill.weight": 0}, r"^distill\.weight: .*greater than 0, got 0"),
     ],
 )  # fmt: skip
 def test_errors_name_the_place_and_the_fix(given: dict[str, object], message: str) -> None:
@@ -90,6 +94,7 @@ def test_errors_name_the_place_and_the_fix(given: dict[str, object], message: st
         {"augment.crop": "resized", "augment.padding": 2},
         {"augment.mixup": 0, "augment.cutmix": 0, "augment.mix_prob": 0.5},
         {"schedule.name": "constant", "schedule.min_lr": 1e-6},
+        {"distill.teacher": "x", "distill.how": "hard", "distill.temperature": 2},
     ],
 )
 def test_an_option_that_would_do_nothing_is_an_error(given: dict[str, object]) -> None:
@@ -118,10 +123,27 @@ def test_text_stays_text_and_numbers_become_numbers() -> None:
     assert (recipe.train.ema_decay, recipe.optim.lr) == (None, 1e-3)
 
 
+def test_a_teacher_is_a_section_that_may_be_left_out(tmp_path: Path) -> None:
+    assert load().distill is None
+    taught = load({"distill.teacher": "x", "augment.crop": "none"}).distill
+    assert taught is not None
+    assert (taught.how, taught.temperature, taught.weight) == ("soft", 3.0, 0.5)
+    path = tmp_path / "r.yaml"  # the teacher need not be there for the recipe to be read
+    path.write_text("distill: {teacher: nowhere, how: hard, cache: off}\n")
+    found = Recipe.load(path, environment={})
+    assert found.distill is not None
+    assert (found.distill.temperature, found.distill.cache) == (None, "off"), "YAML reads off as a truth value"
+    assert Recipe.load(path, {"distill": None}, {}).distill is None
+    path.write_text(found.to_yaml())
+    assert Recipe.load(path, environment={}) == found
+    with pytest.raises(UsageError, match=r"distill\.cache: on needs .* augment\.crop is padded"):
+        load({"distill.teacher": "x", "distill.cache": "on", "augment.crop": "padded"})
+
+
 def test_every_option_is_described() -> None:
     from vitrail.training import sections
 
-    for name in ("Model", "Data", "RandAugment", "Augment", "Optim", "Schedule", "Train"):
+    for name in ("Model", "Data", "RandAugment", "Augment", "Optim", "Schedule", "Train", "Distill"):
         missing = [key for key, field in getattr(sections, name).model_fields.items() if not field.description]
         assert not missing, f"{name}: {missing}"
     assert "train.epochs" in known_keys()

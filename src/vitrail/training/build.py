@@ -12,9 +12,14 @@ from torch import nn
 from vitrail.data.sources import Splits
 from vitrail.models import create_model
 from vitrail.tasks import Task, create_task
+from vitrail.tasks.classify import Classify
+from vitrail.tasks.distil import Distil
 from vitrail.weights import Card, card_for, load_folder, load_pretrained
 
+from .pipeline import eval_loader, threads
+from .precision import use_threads
 from .recipe import Recipe
+from .teacher import Remembered, Teacher
 
 
 def build_model(recipe: Recipe, splits: Splits, say: Callable[[str], None]) -> tuple[nn.Module, Card]:
@@ -43,7 +48,26 @@ def _crop_pct(recipe: Recipe) -> float:
     return 0.9 if recipe.augment.crop == "resized" and min(size if isinstance(size, tuple) else (size,)) > 128 else 1.0
 
 
-def build_task(recipe: Recipe, splits: Splits) -> Task:
-    """Return the loss, metrics and postprocess of a resolved recipe."""
+def build_task(
+    recipe: Recipe, splits: Splits, card: Card, device: torch.device, say: Callable[[str], None] = print
+) -> Task:
+    """Return the loss, metrics and postprocess of a resolved recipe; ``card`` is that of the network in training."""
     options = {"label_smoothing": recipe.train.label_smoothing}
-    return create_task(recipe.task, num_classes=len(splits.classes), options=options)
+    task = create_task(recipe.task, num_classes=len(splits.classes), options=options)
+    d = recipe.distill
+    if d is None:
+        return task
+    assert isinstance(task, Classify), "a recipe with a teacher is one of classification"
+    precision, theirs = recipe.train.precision, recipe.data.source
+    teacher = Teacher.load(d, splits.classes, card, precision=precision, device=device, theirs=theirs)
+    say(f"teacher: {d.teacher} ({teacher.card.name}), {d.how} answers with weight {d.weight:g}")
+    answers = _remembered(teacher, recipe, splits, card, device) if d.cache == "on" else teacher
+    return Distil(task, answers, how=d.how, weight=d.weight, temperature=d.temperature or 1.0)
+
+
+def _remembered(teacher: Teacher, recipe: Recipe, splits: Splits, card: Card, device: torch.device) -> Remembered:
+    """Ask the teacher about each training image, as the training loader will show it."""
+    size = recipe.train.batch_size
+    with use_threads(recipe.train.threads):
+        loader = eval_loader(splits.train, card, batch_size=size, workers=threads(recipe), cache="none")
+        return Remembered(teacher, loader.epoch(0), device)

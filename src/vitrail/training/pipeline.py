@@ -12,6 +12,7 @@ from vitrail.data.augment import Augment, Normalize, RandomErasing
 from vitrail.data.imageset import ImageSet
 from vitrail.data.loader import Loader
 from vitrail.data.mixing import Mix
+from vitrail.data.order import training_order
 from vitrail.data.randaugment import RandAugment
 from vitrail.data.resample import resize
 from vitrail.data.transforms import Crop, Draws, EvalCrop, PadCrop, TrainCrop
@@ -32,6 +33,7 @@ def train_loader(recipe: Recipe, images: ImageSet, card: Card, device: torch.dev
         normalize=normalization(card),
         seed=recipe.train.seed,
         shuffle=True,
+        order=training_order(images.labels, recipe.train.seed, recipe.data.balance),
         workers=threads(recipe),
         drop_last=True,
         cache=recipe.data.cache,
