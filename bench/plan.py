@@ -35,7 +35,7 @@ ROWS: list[tuple[str, int, int, int, bool, str, str]] = [
 
 def recipe_of(row: tuple[str, int, int, int, bool, str, str]):
     """Return the resolved recipe of a row, its data and what they are like."""
-    from vitrail.training.probe import prepare
+    from vitrail.training.planning import prepare
     from vitrail.training.recipe import Recipe
 
     model, side, batch, accumulation, recompute, precision, optimizer = row
@@ -50,7 +50,8 @@ def recipe_of(row: tuple[str, int, int, int, bool, str, str]):
 
 def planned(row: tuple[str, int, int, int, bool, str, str]) -> dict[str, float]:
     """Return the prediction of a row, by a probe in this process."""
-    from vitrail.training.probe import budget_of, make_plan, probe
+    from vitrail.training.planning import budget_of, make_plan
+    from vitrail.training.probe import probe
 
     prepared = recipe_of(row)
     began = time.perf_counter()
@@ -70,13 +71,13 @@ def planned(row: tuple[str, int, int, int, bool, str, str]) -> dict[str, float]:
 def taken(row: tuple[str, int, int, int, bool, str, str], watched: bool) -> dict[str, float]:
     """Return what a row takes: tensors if ``watched``, otherwise the process and the time."""
     from vitrail.training.precision import use_threads
-    from vitrail.training.probe import _session
+    from vitrail.training.probe import session_of
     from vitrail.training.timeline import peak, record
 
     prepared, times = recipe_of(row), []
 
     def run() -> None:
-        session = _session(prepared.recipe, prepared.splits, lambda text: None)
+        session = session_of(prepared.recipe, prepared.splits, lambda text: None)
         loop = session.loop()
         began = time.perf_counter()
         for step, batch in enumerate(session.batches.epoch(0)):
@@ -122,8 +123,8 @@ def main() -> None:
         print(json.dumps(planned(row) if args.what == "plan" else taken(row, args.what == "tensors")))
         return
     print(
-        "| model | side | batch / pieces | recompute | type | optimiser | tensors, MB: planned | taken | | process, MB: "
-        "planned | taken | | step, s: planned | taken | ratio | probe |\n|" + " --- |" * 16
+        "| model | side | batch / pieces | recompute | type | optimiser | tensors, MB: planned | taken | | "
+        "process, MB: planned | taken | | step, s: planned | taken | ratio | probe |\n|" + " --- |" * 16
     )
     for number, row in enumerate(ROWS):
         if args.only in row[0]:

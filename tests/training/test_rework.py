@@ -11,10 +11,20 @@ from torch import Tensor, nn
 from vitrail.errors import UsageError
 from vitrail.models import create_model
 from vitrail.training.blocks import blocks_of
-from vitrail.training.optim import batch_norms, to_type
+from vitrail.training.groups import batch_norms
+from vitrail.training.optim import to_type
 from vitrail.training.rework import rework
 
-FAMILIES = ("test_vit", "test_swin", "test_pvt", "test_pvt_v2", "test_coatnet", "test_resnet", "test_bit", "test_hybrid")
+FAMILIES = (
+    "test_vit",
+    "test_swin",
+    "test_pvt",
+    "test_pvt_v2",
+    "test_coatnet",
+    "test_resnet",
+    "test_bit",
+    "test_hybrid",
+)
 
 
 inside_torch = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # dynamo's own
@@ -61,7 +71,9 @@ def test_recomputed_gradients_are_the_same_bits(name: str, dtype: torch.dtype, i
 def test_drop_path_is_drawn_again_as_it_was(images: Tensor) -> None:
     light = network("test_vit")
     rework(light, recompute=True, compile=False)
-    assert not same(gradients(light, images, 1), gradients(light, images, 2)), "no drop path: the test above says little"
+    assert not same(gradients(light, images, 1), gradients(light, images, 2)), (
+        "no drop path: the test above says little"
+    )
 
 
 def test_less_is_kept_for_the_backward_pass(images: Tensor) -> None:
@@ -150,7 +162,8 @@ def test_a_network_without_blocks_is_compiled_whole() -> None:
     x = torch.randn(3, 2)
     expected = model(x)
     rework(model, recompute=False, compile=True, backend=backend)
-    assert torch.allclose(model(x), expected) and len(graphs) == 1
+    assert torch.allclose(model(x), expected)
+    assert len(graphs) == 1
     assert list(model.state_dict()) == ["one.weight", "one.bias", "two.weight", "two.bias"]
 
 

@@ -15,7 +15,7 @@ from .train import asked_for
 
 if TYPE_CHECKING:
     from vitrail.training.plan import Choice, Memory
-    from vitrail.training.probe import Plan
+    from vitrail.training.planning import Plan
 
 PARTS = {  # of a process's memory, in words
     "weights": "working weights",
@@ -25,6 +25,7 @@ PARTS = {  # of a process's memory, in words
     "average": "averaged weights",
     "shown": "copy for evaluation",
     "buffers": "buffers",
+    "others": "frozen weights, a teacher",
     "gathered": "blocks gathered whole",
     "data": "batches and cached images",
     "work": "activations and gradients of a piece",
@@ -69,7 +70,8 @@ def plan(
         raise UsageError("--parallel has no effect with one process; mend: --processes 2 or more, or leave it out")
     most = None if memory is None else parse_bytes(memory)
 
-    from vitrail.training.probe import budget_of, make_plan, prepare, probe
+    from vitrail.training.planning import budget_of, make_plan, prepare
+    from vitrail.training.probe import probe
     from vitrail.training.recipe import Recipe
 
     prepared = prepare(Recipe.load(source or {}, changes), say)
@@ -93,7 +95,7 @@ def parse_bytes(text: str) -> int:
 
 
 def _show(made: Plan, processes: int, parallel: str) -> None:
-    from vitrail.training.probe import gigabytes
+    from vitrail.training.planning import gigabytes
 
     recipe, best = made.recipe, made.choices[0]
     say(
@@ -117,7 +119,7 @@ def _show(made: Plan, processes: int, parallel: str) -> None:
 
 
 def _row(made: Plan, choice: Choice) -> tuple[str, ...]:
-    from vitrail.training.probe import gigabytes
+    from vitrail.training.planning import gigabytes
     from vitrail.training.progress import clock
 
     assert choice.step_s is not None, "the command times its choices"
@@ -135,8 +137,7 @@ def notes(made: Plan, processes: int) -> list[str]:
     best, found = made.choices[0], []
     if not best.fits:
         found.append(
-            "nothing fits, not even one image at a time; a smaller --model or --img-size, train.precision=bf16, or "
-            "more memory is needed"
+            "nothing fits, not even one image at a time; a smaller --model or --img-size, or more memory is needed"
         )
     elif (best.micro, best.recompute) == (made.asked.micro, made.asked.recompute):
         found.append("the recipe as it is fits and is the fastest; nothing to add")

@@ -15,7 +15,7 @@ from torch import nn
 from vitrail.errors import UsageError
 
 from .blocks import blocks_of
-from .optim import batch_norms
+from .groups import batch_norms
 
 HEADROOM = 0.9  # of the free memory that may be planned for: allocators leave holes, libraries take scratch memory
 Parallel = Literal["ddp", "fsdp"]
@@ -23,21 +23,27 @@ Parallel = Literal["ddp", "fsdp"]
 
 @dataclass(frozen=True)
 class Network:
-    """Numbers of weights: all, those of batch norms (always float32), those of each block; bytes of buffers."""
+    """Numbers of weights: those that are trained, those of batch norms among them (always float32), all of each block
+    and all there are; bytes of buffers, and of ``others``: weights that are not trained, such as a teacher's.
+    """
 
     params: int
     exact: int
     blocks: tuple[int, ...]
+    whole: int
     buffers: int
+    others: int = 0
 
     @classmethod
-    def of(cls, model: nn.Module) -> Network:
+    def of(cls, model: nn.Module, others: int = 0) -> Network:
         """Count a model."""
         return cls(
-            params=sum(p.numel() for p in model.parameters()),
-            exact=sum(p.numel() for norm in batch_norms(model) for p in norm.parameters()),
+            params=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            exact=sum(p.numel() for norm in batch_norms(model) for p in norm.parameters() if p.requires_grad),
             blocks=tuple(sum(p.numel() for p in block.parameters()) for block in blocks_of(model).values()),
+            whole=sum(p.numel() for p in model.parameters()),
             buffers=sum(b.nbytes for b in model.buffers()),
+            others=others,
         )
 
     def working(self, precision: str) -> int:
@@ -57,6 +63,7 @@ class Memory:
     average: int
     shown: int
     buffers: int
+    others: int
     gathered: int
     data: int
     work: int
@@ -108,8 +115,8 @@ def predict_memory(
         kept = network.working(precision) if precision != "fp32" else 0
         return Memory(
             weights=kept, masters=alone, gradients=alone, moments=moments, average=alone if ema else 0, shown=0,
-            buffers=3 * network.buffers if ema else 2 * network.buffers, gathered=0, data=data, work=work,
-            process=process,
+            buffers=3 * network.buffers if ema else 2 * network.buffers, others=network.others, gathered=0,
+            data=data, work=work, process=process,
         )  # fmt: skip
     if processes < 2 or not network.blocks or network.exact:
         raise UsageError(
@@ -121,8 +128,8 @@ def predict_memory(
     own = -(-network.working(precision) // processes)
     return Memory(
         weights=own, masters=part, gradients=part, moments=-(-moments // processes), average=part if ema else 0,
-        shown=part, buffers=3 * network.buffers if ema else 2 * network.buffers, gathered=gathered(network, precision),
-        data=data, work=work + own, process=process,
+        shown=part, buffers=3 * network.buffers if ema else 2 * network.buffers, others=network.others,
+        gathered=gathered(network, precision), data=data, work=work + own, process=process,
     )  # fmt: skip
 
 
@@ -136,7 +143,7 @@ def gathered(network: Network, precision: str) -> int:
     """
     w = {"fp32": 4, "bf16": 2}[precision]
     block = max(network.blocks)
-    rest = network.params - sum(network.blocks)
+    rest = network.whole - sum(network.blocks)
     return w * rest + max((3 * w + 4) * block, (w + 4) * rest)
 
 

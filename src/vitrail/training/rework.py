@@ -1,4 +1,4 @@
-"""Work on a network block by block: recompute its activations instead of keeping them, compile one graph a kind of block.
+"""Work on a network block by block: recompute activations instead of keeping them, compile one graph a kind of block.
 
 Recomputation: Chen et al. 2016, arXiv 1604.06174 (a block's input is kept, its inside is computed again on the way
 back); compilation by block: what repeats is compiled once, so that the start takes a block's time and not a network's.
@@ -22,7 +22,7 @@ from vitrail.errors import UsageError
 from vitrail.nn.residual import DropPath
 
 from .blocks import blocks_of
-from .optim import batch_norms
+from .groups import batch_norms
 
 Run = Callable[..., Any]
 

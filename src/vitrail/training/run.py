@@ -30,7 +30,7 @@ from .signals import Interrupted
 # Keys that may change between the start of a run and its resumption: they do not change what is computed.
 FREE = (
     "name", "out", "data.source", "data.cache", "data.workers", "train.device", "train.keep", "train.track",
-    "train.threads",
+    "train.threads", "distill.teacher",
     "train.save_every_steps", "train.save_every_minutes", "train.log_every",
 )  # fmt: skip
 RESUMABLE = "RESUMABLE"
@@ -71,7 +71,12 @@ def train(
         splits = _open(asked)
         for note in splits.notes:
             progress.say(note)
-        settled, made = resolve(asked, measure(splits.train), device, has_val="val" in _own_splits(asked))
+        settled, made = resolve(asked, facts := measure(splits.train), device, has_val="val" in _own_splits(asked))
+        if settled.train.accumulation == "auto":
+            from .planning import settle_accumulation
+
+            settled, decision = settle_accumulation(settled, splits, facts, device, progress.say)
+            made.append(decision)
         for line in sentences(made):
             progress.say(line)
         identity = Identity(fingerprint(splits), splits.classes.to_json(), settled.flat())

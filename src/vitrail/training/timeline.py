@@ -1,14 +1,16 @@
 """How much memory a piece of work needs for any number of images, learnt from doing it with two small numbers.
 
-Every allocation and release is taken down as torch's allocators report it, on a CPU and on a GPU alike. The same work on
-other numbers of images allocates the same things in the same order, each with a size that is a part once and a part for
-each image. So two runs give what is alive after each event i as ``fixed[i] + slope[i] * images``, and the largest of
-these lines is the peak at any number. The peaks of two small runs would not do: at few images the gradients at the end
-of the backward pass weigh most, at many the activations at its start.
+Every allocation and release is taken down as torch's allocators report it, on a CPU and on a GPU alike. The same work
+on other numbers of images allocates the same things in the same order, each with a size that is a part once and a part
+for each image.
+So two runs give what is alive after each event i as ``fixed[i] + slope[i] * images``, and the largest of these lines is
+the peak at any number. The peaks of two small runs would not do: at few images the gradients at the end of the backward
+pass weigh most, at many the activations at its start.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.autograd import ProfilerConfig, ProfilerState, _disable_profiler_legacy, _enable_profiler_legacy
-
 
 Record = list[tuple[str, int]]  # innermost operator, bytes: above 0 taken, below 0 given back
 UNPAIRED = 0.02  # share of the peak that allocations without a counterpart may have in a plan that is called exact
@@ -42,7 +43,9 @@ class Timeline:
         if not 0 < few < many:
             raise ValueError(f"expected two numbers of images, the smaller first, got {few} and {many}")
         pairs, alone = _pair(small, large, few / many)
-        one, two = (np.cumsum([0, *sizes], dtype=np.float64) for sizes in (zip(*pairs, strict=True) if pairs else ((), ())))
+        one, two = (
+            np.cumsum([0, *sizes], dtype=np.float64) for sizes in (zip(*pairs, strict=True) if pairs else ((), ()))
+        )
         slope = (two - one) / (many - few)
         return cls(one - few * slope, slope, alone <= UNPAIRED * max(1.0, float(two.max())))
 
@@ -69,6 +72,8 @@ def _pair(small: Record, large: Record, ratio: float) -> tuple[list[tuple[float,
     large run alone took is a part of each image, what the small run alone took is the same for all.
     """
     keys = [[(name, size > 0) for name, size in record] for record in (small, large)]
+    if keys[0] == keys[1]:
+        return [(x, y) for (_, x), (_, y) in zip(small, large, strict=True)], 0.0
     pairs: list[tuple[float, float]] = []
     alone = 0.0
     for kind, a, b, c, d in SequenceMatcher(None, *keys, autojunk=False).get_opcodes():
@@ -91,11 +96,15 @@ def record(work: Callable[[], object], device: torch.device) -> Record:
     )
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    collecting = gc.isenabled()
+    gc.disable()  # what lay about before must not be released in the middle
     _enable_profiler_legacy(config)
     try:
         work()
     finally:
         threads = _disable_profiler_legacy()
+        if collecting:
+            gc.enable()
     start = next(event for thread in threads for event in thread if event.name() == "__start_profile")
     found = [item for thread in threads for item in _allocations(thread, start, device.type)]
     if len(threads) > 1:  # the backward pass of a GPU has a thread of its own
