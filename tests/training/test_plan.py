@@ -40,13 +40,15 @@ def planned(data: Path, budget: int | None = None, timed: bool = False, **change
 
 
 def allocated(data: Path, **changes: Any) -> int:
-    """Return the most bytes of tensors alive while the run itself is built, takes a step and evaluates."""
+    """Return the most bytes of tensors alive while the run itself is built, trained for two epochs and evaluated."""
     ready = prepare(recipe(data, **{"data.cache": "none", **changes}), lambda text: None)
 
     def run() -> None:
         session = session_of(ready.recipe, ready.splits, lambda text: None)
         loop = session.loop()
-        loop._one_step(next(iter(session.batches.epoch(0))))
+        for epoch in (0, 1):  # the second batch is made while the first one is still held
+            for batch in session.batches.epoch(epoch):
+                loop._one_step(batch)
         session.measure(session.shown, session.val.epoch(0))
 
     with use_threads(1):
@@ -168,7 +170,7 @@ def test_the_plan_is_what_the_run_allocates(photos: Path, changes: dict[str, Any
     plan = planned(photos, **changes)
     memory = plan.asked.memory
     assert plan.exact
-    assert memory.total - memory.process == pytest.approx(allocated(photos, **changes), rel=0.1)
+    assert memory.total - memory.process == pytest.approx(allocated(photos, **changes), rel=0.15)
 
 
 def test_the_fixed_part_is_what_a_run_holds(photos: Path) -> None:
