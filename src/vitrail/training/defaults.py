@@ -19,11 +19,11 @@ from vitrail.data.imageset import ImageSet
 from vitrail.data.memory import available_bytes
 from vitrail.errors import DataError, UsageError
 
+from .augmenting import Augment
 from .habits import ALL_OPTIONS, HABITS, usual_decay, usual_rate
 from .precision import pick_precision
 from .recipe import Recipe, merge, nested, varied
 from .schedule import ENDLESS
-from .sections import Augment
 
 # width up to which one thread is as good as two: on a busy machine pico's fastest step took 197 ms and 200 ms
 NARROW = 64
@@ -215,6 +215,8 @@ def _augmentation(recipe: Recipe, facts: Facts, epochs: int, settle: Any) -> Non
         values |= {"mixup": _MIX["mixup"], "cutmix": _MIX["cutmix"]}  # asked for, so it must do something
         mixed = True
     values["mix_prob"] = (values["mix_prob"] or _MIX["mix_prob"]) if mixed else None
+    if a.three_augment:
+        values["randaugment"] = None  # DeiT III has the one in place of the other
     for key, value in values.items():
         settle(f"augment.{key}", value, reason)
 
