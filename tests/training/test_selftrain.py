@@ -160,7 +160,7 @@ def stopped(photos: Path, tmp_path: Path, teacher: str, unlabelled: Path, monkey
     return tmp_path / "runs" / "classify" / "stopped"
 
 
-NOISE = {"augment.mixup": 0.5, "augment.mix_prob": 0.8, "model.options": {"patch_size": 8, "drop_rate": 0.2},
+NOISE = {"augment.mixup": 0.5, "augment.mix_prob": 0.8, "model.drop_rate": 0.2,
          "model.drop_path_rate": 0.3, "train.precision": "bf16"}  # fmt: skip
 
 
