@@ -19,11 +19,11 @@ from vitrail.data.imageset import ImageSet
 from vitrail.data.memory import available_bytes
 from vitrail.errors import DataError, UsageError
 
+from .augmenting import Augment
 from .habits import ALL_OPTIONS, HABITS, usual_decay, usual_rate
 from .precision import pick_precision
 from .recipe import Recipe, merge, nested, varied
 from .schedule import ENDLESS
-from .sections import Augment
 
 # width up to which one thread is as good as two: on a busy machine pico's fastest step took 197 ms and 200 ms
 NARROW = 64
@@ -215,6 +215,8 @@ def _augmentation(recipe: Recipe, facts: Facts, epochs: int, settle: Any) -> Non
         values |= {"mixup": _MIX["mixup"], "cutmix": _MIX["cutmix"]}  # asked for, so it must do something
         mixed = True
     values["mix_prob"] = (values["mix_prob"] or _MIX["mix_prob"]) if mixed else None
+    if a.three_augment:
+        values["randaugment"] = None  # DeiT III has the one in place of the other
     for key, value in values.items():
         settle(f"augment.{key}", value, reason)
 
@@ -297,7 +299,9 @@ def _teacher(recipe: Recipe, chosen: Mapping[str, Any], facts: Facts, settle: An
     settle("distill.sha256", digest(recipe.distill.teacher), "which teacher it is")
     augment = Augment(**{**recipe.augment.model_dump(), **{k[8:]: v for k, v in chosen.items() if k[:8] == "augment."}})
     causes, size = varied(augment), 4 * facts.count * facts.classes
-    if causes:
+    if recipe.distill.unlabelled is not None:
+        settle("distill.cache", "off", "the teacher is asked once, before training")
+    elif causes:
         settle("distill.cache", "off", causes[0])
     elif size > available_bytes() // 4:
         settle("distill.cache", "off", f"the answers would fill {size / 1e9:.1f} GB")

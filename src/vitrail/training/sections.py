@@ -1,7 +1,7 @@
 """The sections of a recipe: every option, its meaning, its default.
 
 ``auto`` is worked out from the data by defaults.py before a run starts; a run's ``recipe.yaml`` holds no ``auto``.
-Combinations in which an option would do nothing are refused here.
+Combinations in which an option would do nothing are refused here. The section ``augment`` is in augmenting.py.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ class Model(Section):
     name: str = Field("auto", description="a name of `vitrail models`, or auto: chosen by the size of the images")
     img_size: Size | Auto = Field("auto", description="pixels: one number, or [height, width]")
     drop_path_rate: Share | Auto = Field("auto", description="stochastic depth of the last block")
+    drop_rate: Decay | None = Field(None, description="dropout; null: what the model has, usually none")
+    attn_drop_rate: Decay = Field(0.0, description="dropout of the attention weights")
     pretrained: str | bool | None = Field(None, description="path, folder, hf-hub:org/name; true: the default origin")
     options: dict[str, Any] = Field(default_factory=dict, description="other fields of the model's config")
 
     @model_validator(mode="after")
     def _one_place(self) -> Model:
-        for key in ("img_size", "drop_path_rate"):
+        for key in ("img_size", "drop_path_rate", "drop_rate"):
             if key in self.options:
                 raise ValueError(f"expected {key} as model.{key}, got it in model.options")
         if "num_classes" in self.options:
@@ -65,6 +67,9 @@ class Data(Section):
     )
     cache: Literal["auto", "none", "all"] = Field("auto", description="keep images in memory; auto: what fits well")
     workers: Annotated[int, Field(ge=0)] | Auto = Field("auto", description="reading threads; auto: one a core")
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="share of the side that evaluation cuts out of the centre; null: what suits weights and crop"
+    )
     max_broken: Share = Field(0.01, description="share of unreadable training images that is put up with")
     allow_empty: bool = Field(False, description="accept classes that have no training image")
 
@@ -72,44 +77,6 @@ class Data(Section):
     def _something_left(self) -> Data:
         if isinstance(self.val_fraction, float) and self.val_fraction + self.test_fraction >= 1:
             raise ValueError("expected val_fraction + test_fraction below 1: nothing would be left to train on")
-        return self
-
-
-class RandAugment(Section):
-    """Random operations an image; Cubuk et al. 2020, arXiv 1909.13719."""
-
-    num_ops: Positive = Field(2, description="operations an image")
-    magnitude: Annotated[float, Field(ge=0, le=10)] = Field(9.0, description="strength, 0 to 10")
-
-
-class Augment(Section):
-    """How training images are varied."""
-
-    crop: Literal["resized", "padded", "none"] | Auto = Field(
-        "auto", description="resized: a random part; padded: shifted by padding; none: whole image"
-    )
-    scale: tuple[Share, Share] | Auto | None = Field("auto", description="area of a resized crop, least and most")
-    ratio: tuple[Rate, Rate] | Auto | None = Field("auto", description="aspect ratio of a resized crop")
-    padding: Positive | Auto | None = Field("auto", description="pixels of shift of a padded crop")
-    hflip: Share | Auto = Field("auto", description="probability of a left-right flip")
-    vflip: Share = Field(0.0, description="probability of an upside-down flip")
-    randaugment: RandAugment | Auto | None = Field("auto", description="null: off")
-    erasing: Share | Auto = Field("auto", description="probability of erasing a rectangle")
-    mixup: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="alpha of MixUp; 0: off")
-    cutmix: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="alpha of CutMix; 0: off")
-    mix_prob: Share | Auto | None = Field("auto", description="share of batches that are mixed")
-
-    @model_validator(mode="after")
-    def _no_idle_option(self) -> Augment:
-        for key, crop in (("scale", "resized"), ("ratio", "resized"), ("padding", "padded")):
-            if getattr(self, key) not in ("auto", None) and self.crop not in (crop, "auto"):
-                raise ValueError(f"{key} has no effect with crop: {self.crop}; mend: crop: {crop}, or leave {key} out")
-        for key in ("scale", "ratio"):
-            pair = getattr(self, key)
-            if isinstance(pair, tuple) and pair[0] > pair[1]:
-                raise ValueError(f"expected {key} as [least, most], got {list(pair)}")
-        if self.mixup == 0 and self.cutmix == 0 and self.mix_prob not in ("auto", None):
-            raise ValueError("mix_prob has no effect with mixup: 0 and cutmix: 0; mend: set one, or leave mix_prob out")
         return self
 
 
@@ -174,6 +141,11 @@ class Distill(Section):
     cache: Literal["auto", "on", "off"] = Field(
         "auto", description="ask the teacher once an image; only where training images are not varied"
     )
+    unlabelled: str | None = Field(
+        None, description="a folder of images without labels: self-training, the teacher's answers are their labels"
+    )
+    confidence: Share | None = Field(None, description="the least score of an unlabelled image that is used: 0.3")
+    balance: Positive | None = Field(None, description="unlabelled images used of each class: the surest, or repeated")
 
     @field_validator("cache", mode="before")
     @classmethod
@@ -184,11 +156,23 @@ class Distill(Section):
     def _no_idle_option(self) -> Distill:
         if self.how == "hard" and self.temperature is not None:
             raise ValueError("temperature has no effect with how: hard; mend: how: soft, or leave temperature out")
-        if self.how == "soft" and self.temperature is None:
-            self.temperature = 3.0
-        if self.weight is None:
-            self.weight = 0.5
+        if self.unlabelled is None:
+            idle, why = {"confidence": self.confidence, "balance": self.balance}, "without unlabelled"
+        else:
+            idle, why = {"weight": self.weight, "cache": self.cache if self.cache == "on" else None}, "with unlabelled"
+        for key, value in idle.items():
+            if value is not None:
+                raise ValueError(f"{key} has no effect {why}; mend: leave {key} out")
+        self._fill_in()
         return self
+
+    def _fill_in(self) -> None:
+        if self.how == "soft" and self.temperature is None:
+            self.temperature = 3.0 if self.unlabelled is None else 1.0
+        if self.unlabelled is None and self.weight is None:
+            self.weight = 0.5
+        if self.unlabelled is not None and self.confidence is None:
+            self.confidence = 0.3
 
 
 class Schedule(Section):
@@ -240,6 +224,10 @@ class Train(Section):
     epochs: Positive | Auto = Field("auto", description="times through the training images")
     batch_size: Positive | Auto = Field("auto", description="images an update")
     accumulation: Positive = Field(1, description="pieces a batch is computed in: less memory, the same gradient")
+    loss: Literal["ce", "bce"] = Field("ce", description="cross entropy, or a yes-or-no question a class (DeiT III)")
+    bce_threshold: Decay | None = Field(
+        None, description="mixed targets above this count as whole ones in loss: bce; null: as they are"
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Auto = Field("auto", description="spread over all classes")
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | Auto | None = Field("auto", description="null: no average")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 keeps float32 master weights")
@@ -256,6 +244,10 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Train:
+        if self.loss != "bce" and self.bce_threshold is not None:
+            raise ValueError(
+                f"bce_threshold has no effect with loss: {self.loss}; mend: loss: bce, or leave bce_threshold out"
+            )
         if isinstance(self.batch_size, int) and self.accumulation > self.batch_size:
             raise ValueError(
                 f"expected accumulation <= batch_size: a batch of {self.batch_size} cannot be cut in "
