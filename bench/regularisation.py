@@ -66,6 +66,12 @@ def run(arm: str, args: argparse.Namespace) -> dict[str, Any]:
     return {"val": val, "train": train, "test": summary["results"]["test"], "images": summary["images"]}
 
 
+def lowest(result: dict[str, Any]) -> str:
+    """Return the lowest validation loss and its epoch."""
+    loss, epoch = min((v["loss"], v["epoch"]) for v in result["val"])
+    return f"{loss:.2f} (epoch {epoch})"
+
+
 def print_table(found: dict[str, dict[str, Any]]) -> None:
     """Print the table of the documentation."""
     print("| | " + " | ".join(ARMS[arm][0] for arm in found) + " |")
@@ -74,7 +80,7 @@ def print_table(found: dict[str, dict[str, Any]]) -> None:
         "test accuracy (best weights by validation)": lambda r: f"{100 * r['test']['top1']:.2f} %",
         "test loss": lambda r: f"{r['test']['loss']:.2f}",
         "validation accuracy, last epoch": lambda r: f"{100 * r['val'][-1]['top1']:.1f} %",
-        "validation loss, lowest": lambda r: "{:.2f} (epoch {})".format(*min((v["loss"], v["epoch"]) for v in r["val"])),
+        "validation loss, lowest": lowest,
         "validation loss, last epoch": lambda r: f"{r['val'][-1]['loss']:.2f}",
         "training loss, last epoch": lambda r: f"{r['train'][-1]['loss']:.4f}",
     }
