@@ -70,11 +70,12 @@ def plan(
         raise UsageError("--parallel has no effect with one process; mend: --processes 2 or more, or leave it out")
     most = None if memory is None else parse_bytes(memory)
 
-    from vitrail.training.planning import budget_of, make_plan, prepare
+    from vitrail.training.planning import budget_of, make_plan, prepare, share_of
     from vitrail.training.probe import probe
     from vitrail.training.recipe import Recipe
 
     prepared = prepare(Recipe.load(source or {}, changes), say)
+    share_of(prepared.recipe, processes)  # refused now, not after the probe
     found = probe(prepared.recipe, prepared.splits, prepared.facts, say)
     budget = budget_of(prepared.device, most)
     how: Any = parallel or "ddp"
@@ -137,7 +138,7 @@ def notes(made: Plan, processes: int) -> list[str]:
     best, found = made.choices[0], []
     if not best.fits:
         found.append(
-            "nothing fits, not even one image at a time; a smaller --model or --img-size, or more memory is needed"
+            "nothing fits, not even one image at a time; mend: a smaller --model or --img-size, or more memory"
         )
     elif (best.micro, best.recompute) == (made.asked.micro, made.asked.recompute):
         found.append("the recipe as it is fits and is the fastest; nothing to add")

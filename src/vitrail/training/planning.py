@@ -81,13 +81,7 @@ def make_plan(
 
     The batch stays what the recipe says; ``processes`` share it. Raises :class:`UsageError` if they cannot.
     """
-    t = recipe.train
-    images, rest = divmod(t.batch_size, processes)
-    if rest or not images:
-        raise UsageError(
-            f"expected a batch that {processes} processes can share, got {t.batch_size}; "
-            f"mend: --batch {max(1, round(t.batch_size / processes)) * processes}"
-        )
+    t, images = recipe.train, share_of(recipe, processes)
     asked = -(-images // (t.accumulation if isinstance(t.accumulation, int) else 1))
     pairs = sorted({*cuts(images), (asked, -(-images // asked))})
 
@@ -108,6 +102,18 @@ def make_plan(
         exact=all(line.exact for line in found.steps.values()),
         batch_norms=found.network.exact > 0,
     )
+
+
+def share_of(recipe: Recipe, processes: int) -> int:
+    """Return the images of a process in a step. Raises :class:`UsageError` if the batch cannot be shared evenly."""
+    batch = recipe.train.batch_size
+    images, rest = divmod(batch, processes)
+    if rest or not images:
+        raise UsageError(
+            f"expected a batch that {processes} processes can share, got {batch}; "
+            f"mend: --batch {max(1, round(batch / processes)) * processes}"
+        )
+    return images
 
 
 def _memory(
