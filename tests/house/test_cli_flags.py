@@ -16,6 +16,7 @@ FROZEN = {
     "explain": "--data --device --figures --help --json --method --out --per-head images model",
     "models": "--cost --help --img-size --json pattern",
     "convert": "--help --json --layout --model --set source target",
+    "scaling": "--epochs --help --json --models --out --seeds --set --shares --times words",
     "data": "--help",
     "data check": "--csv --help --json source",
 }

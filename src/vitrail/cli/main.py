@@ -18,7 +18,7 @@ import typer
 from vitrail import __version__
 from vitrail.errors import VitrailError
 
-from . import convert, data, explain, models, predict, resume, train, val
+from . import convert, data, explain, models, predict, resume, scaling, train, val
 from .console import emit, machine_readable, say
 
 FAILURE, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -40,6 +40,7 @@ app.command("val")(val.val)
 app.command("predict")(predict.predict)
 app.command("explain")(explain.explain)
 app.command("models")(models.models)
+app.command("scaling")(scaling.scaling)
 app.add_typer(data_app, name="data")
 app.command("convert")(convert.convert)
 
