@@ -48,7 +48,7 @@ def test_the_shift_is_found_where_it_is_asked_for():
     assert found.shifted
     assert found.b.value == pytest.approx(0.4, abs=3e-3)
     assert found.d.value * found.unit == pytest.approx(300, rel=0.03)
-    assert not fit_power_law(exact(SIZES[:4]), shift=True).shifted
+    assert not fit_power_law(exact(SIZES[:3]), shift=True).shifted
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -92,6 +92,22 @@ def test_intervals_hold_the_truth_as_often_as_they_say(sizes, count, spread, eac
             more.low <= new <= more.high,
         ]
     assert (hits / 80 >= 0.88).all(), hits / 80
+
+
+def test_predictions_hold_with_a_shift_too():
+    hits, families = np.zeros(2), 40
+    for seed in range(families):
+        found = fit_power_law(runs(seed, SIZES, count=2000, spread=0.03, each=2, d=0.5), shift=True)
+        gain, then = found.gain(32_000, 64_000), found.error(64_000)
+        truth = law(64_000, d=0.5)
+        hits += [gain.low <= law(32_000, d=0.5) - truth <= gain.high, then.low <= truth <= then.high]
+    assert (hits / families >= 0.85).all(), hits / families
+
+
+def test_a_law_that_misses_its_runs_is_told_from_one_that_does_not():
+    assert min(fit_power_law(runs(s, spread=0.03, each=2)).curve.misfit for s in range(10)) > 1e-3
+    cliff = [Sample(float(x), wrong, 1000) for x, wrong in zip(SIZES, (640, 630, 620, 500, 60, 20), strict=True)]
+    assert fit_power_law(cliff).curve.misfit < 1e-6
 
 
 def test_intervals_are_not_wide_for_nothing():

@@ -43,8 +43,9 @@ def _shape(law: PowerLaw) -> list[str]:
         return ["neither the exponent b nor the floor c can be told from these runs"]
     if law.bounded:
         shown = f"exponent b = {b.value:.2f} ({b.low:.2f} to {b.high:.2f})"
-        said.append(f"{shown}: twice as much leaves {2**-b.value:.0%} of the error above c")
-    elif b.low > 0.0101:
+        left = law.left(2.0)
+        said.append(f"{shown}: twice as much leaves {left:.0%} of the error above c")
+    elif b.low > law.curve.region.limits[0][0] * 1.001:
         said.append(f"the exponent b is at least {b.low:.2f}; these runs set no upper end")
     else:
         said.append(f"the exponent b cannot be told from these runs (at most {b.high:.2f})")
@@ -72,6 +73,11 @@ def _cautions(series: Series, times: float) -> list[str]:
     if law.curve.dof < USUAL_DOF:
         said.append(
             f"how much runs scatter rests on what is usual, {USUAL_SPREAD:.1%} of the error; --seeds 3 would measure it"
+        )
+    if law.curve.misfit < 0.01:
+        said.append(
+            "the law misses these runs by more than runs of one amount scatter, so do not lean on it; the smallest may "
+            "have seen too little to learn at all: leave them out, or train them longer"
         )
     for sample, rest in zip(law.samples, law.curve.residuals, strict=True):
         if abs(rest) > 3:

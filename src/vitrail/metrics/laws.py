@@ -185,7 +185,7 @@ def _fitted(question: Question, groups: Mapping[str, Sequence[Point]], level: fl
     for label, runs in groups.items():
         if _enough(runs, question):
             samples = [Sample(p.amount(question), p.wrong, p.count) for p in runs]
-            law = fit_power_law(samples, shift=question == "compute", level=level)
+            law = fit_power_law(samples, shift=True, level=level)
             found.append(Series(question, label, tuple(runs), law))
     return found
 
