@@ -18,6 +18,8 @@ FROZEN = {
     "convert": "--help --json --layout --model --set source target",
     "data": "--help",
     "data check": "--csv --help --json source",
+    "data shard": "--help --json --resize --size --workers out source",
+    "data bench": "--batch --device --help --img-size --json --model --seconds --workers source",
 }
 
 

@@ -12,7 +12,7 @@ from vitrail.data.augment import Augment, Normalize, RandomErasing
 from vitrail.data.imageset import ImageSet
 from vitrail.data.loader import Loader
 from vitrail.data.mixing import Mix
-from vitrail.data.order import training_order
+from vitrail.data.order import Order, training_order, windowed
 from vitrail.data.randaugment import RandAugment
 from vitrail.data.resample import resize
 from vitrail.data.transforms import Crop, Draws, EvalCrop, PadCrop, TrainCrop
@@ -33,13 +33,21 @@ def train_loader(recipe: Recipe, images: ImageSet, card: Card, device: torch.dev
         normalize=normalization(card),
         seed=recipe.train.seed,
         shuffle=True,
-        order=training_order(images.labels, recipe.train.seed, recipe.data.balance),
+        order=train_order(recipe, images),
         workers=threads(recipe),
         drop_last=True,
         cache=recipe.data.cache,
         max_broken=recipe.data.max_broken,
         device=device,
     )
+
+
+def train_order(recipe: Recipe, images: ImageSet) -> Order:
+    """Return the order that ``data.window`` or ``data.balance`` asks for, else the usual shuffle."""
+    seed, d = recipe.train.seed, recipe.data
+    if d.window is not None:
+        return windowed(images.shards(), seed, d.window)
+    return training_order(images.labels, seed, d.balance)
 
 
 def threads(recipe: Recipe) -> int | None:
