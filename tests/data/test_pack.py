@@ -44,7 +44,7 @@ def test_what_is_packed_reads_back_equal(kind: str, split_folder: Path, tmp_path
         source = pack(split_folder, tmp_path / "first", shard_bytes=8000, workers=0).folder
     elif kind == "digits":
         source = "digits"
-    made = pack(source, tmp_path / "out", shard_bytes=10_000 if kind != "digits" else 1 << 20, workers=2)
+    made = pack(source, tmp_path / "out", shard_bytes=8_000 if kind != "digits" else 1 << 20, workers=2)
     assert content(made.folder) == content(source)
     before, after = read_layout(source).classes, read_layout(made.folder).classes
     assert before.hash == after.hash, "a model trained on one is at home with the other"

@@ -50,6 +50,7 @@ def test_all_three_ways_of_reading_are_one(table: Path, monkeypatch: pytest.Monk
     groups = [s.shard_of(rows).tolist() for s in (inside, mapped, grouped)]  # type: ignore[attr-defined]
     assert groups[0] == groups[1] == groups[2]
     assert groups[0][:11] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 4], "the order must not hang on how much memory there is"
+    mapped.holder.cleanup()  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("small")

@@ -142,7 +142,7 @@ def test_every_member_is_used_or_accounted_for(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", [*members, *samples(2, first=2)])
     layout = read_layout(path)
     assert len(layout.parts["train"].labels) == 4
-    assert dict((entry.name, entry.reason) for entry in layout.ignored) == {
+    assert {entry.name: entry.reason for entry in layout.ignored} == {
         "x.tar:alone.png": "image without a label",
         "x.tar:word.cls": "label without an image",
         "x.tar:000001.jpg": "image without a label",
@@ -414,26 +414,24 @@ def test_few_files_are_open_however_many_shards_there_are(tmp_path: Path) -> Non
     paths = [str(write_tar(tmp_path / f"{i}.tar", samples(2, first=2 * i))) for i in range(12)]
     indexes = [index_of(path) for path in paths]
     store = ShardStore.of(paths, paths, indexes)
-    small = OpenFiles(paths, [index.seal for index in indexes], limit=3)
-    object.__setattr__(store, "files", small)
-    before = len(os.listdir("/proc/self/fd"))
-    wrong = []
-
-    def read(seed: int) -> None:
-        for row in np.random.default_rng(seed).integers(0, 24, 200).tolist():
-            if store.blob(row) != encoded(row):
-                wrong.append(row)
-
+    object.__setattr__(store, "files", OpenFiles(paths, [index.seal for index in indexes], limit=3))
     expected = [encoded(row) for row in range(24)]
+    before = len(os.listdir("/proc/self/fd"))
+    wrong: list[int] = []
+
+    def read(seed: int, store: ShardStore) -> None:
+        rows = np.random.default_rng(seed).integers(0, 24, 200).tolist()
+        wrong.extend(row for row in rows if store.blob(row) != expected[row])
+
     assert [store.blob(row) for row in range(24)] == expected
-    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    threads = [threading.Thread(target=read, args=(seed, store)) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert wrong == []
     assert len(os.listdir("/proc/self/fd")) <= before + 3
-    del store, small
+    del threads, thread, store
     assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -162,13 +162,16 @@ def _load(group: Group, column: str) -> pa.Array:
 def _paths(schema: pa.Schema, paths: list[str], column: str) -> pa.ChunkedArray | None:
     """What all rows call their images, in their order; None where the column has no such field."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     kind = schema.field(column).type
     if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
         return None
-    tables = [pq.read_table(path, columns=[f"{column}.path"])[column] for path in paths]
-    return pa.chunked_array([chunk.flatten()[0] for table in tables for chunk in table.chunks], pa.string())
+    found: list[pa.Array] = []
+    for path in paths:
+        with _open(path) as file:
+            cells = file.read(columns=[f"{column}.path"])[column]  # of the struct this one field: the bytes stay put
+        found += [chunk.flatten()[0].cast(pa.string()) for chunk in cells.chunks]
+    return pa.chunked_array(found, pa.string())
 
 
 def _images(chunks: list[Any], column: str, path: str) -> tuple[list[pa.Array], list[pa.Array | None]]:

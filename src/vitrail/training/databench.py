@@ -189,7 +189,7 @@ def _model_pace(recipe: Recipe, splits: Splits, card: Card, device: torch.device
     model, card = build_model(recipe, splits, lambda _: None)
     dtype = dtype_of(recipe.train.precision)
     model = model.to(device=device, dtype=dtype).train()
-    task = build_task(recipe, splits)
+    task = build_task(recipe, splits, card, device)
     loader = _loader(recipe, splits.train, card, ("full", 0, int(recipe.train.batch_size)))
     batch = next(iter(loader.epoch(0))).to(device)
     batch = replace(batch, images=batch.images.to(dtype))
@@ -222,5 +222,6 @@ def verdict(found: DataBench) -> str:
     short = 1 - best.images_per_s / found.model_images_per_s
     return (
         f"{pace}, reading reaches {best.images_per_s:,.0f} with {best.workers} workers: it would wait "
-        f"{100 * short:.0f} % of the time; mend: more workers, data.cache=all where memory holds the images, `vitrail data shard --resize`"
+        f"{100 * short:.0f} % of the time; mend: more workers, data.cache=all where "
+        "memory holds the images, `vitrail data shard --resize`"
     )
