@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,11 @@ MAX_BYTES = 1 << 29  # 50 million pixels of four 16-bit channels are 400 MB
 def printable(name: str) -> str:
     """Return a name that any terminal and any UTF-8 file can hold (bytes that are not UTF-8 come out as ``\\xff``)."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def too_many_broken(share: float, count: int) -> float:
+    """How many of ``count`` images may be unreadable: a share, but one is always put up with (unless none is)."""
+    return max(1 if share else 0, share * count)
 
 
 class Store(Protocol):
@@ -49,6 +54,15 @@ class Store(Protocol):
 
     def read(self, row: int) -> Tensor:
         """uint8 (3, H, W). Raises :class:`BrokenImage`."""
+        ...
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A store whose rows lie in stretches that are best read one after the other (tar files, row groups)."""
+
+    def shard_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number of each row's stretch, int64 (n,)."""
         ...
 
 
@@ -108,13 +122,64 @@ class ArrayStore:
 
 
 @dataclass(frozen=True)
+class JoinedStore:
+    """Two stores as one: the rows of ``first``, then those of ``second``."""
+
+    first: Store
+    second: Store
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def _at(self, row: int) -> tuple[Store, int]:
+        n = len(self.first)
+        return (self.first, row) if row < n else (self.second, row - n)
+
+    def name(self, row: int) -> str:
+        store, row = self._at(row)
+        return store.name(row)
+
+    def path(self, row: int) -> Path | None:
+        store, row = self._at(row)
+        return store.path(row)
+
+    def blob(self, row: int) -> bytes:
+        store, row = self._at(row)
+        return store.blob(row)
+
+    def read(self, row: int) -> Tensor:
+        store, row = self._at(row)
+        return store.read(row)
+
+
+@dataclass(frozen=True)
+class Soft:
+    """Targets that are no single class: ``rows`` int64 (n,) into ``table`` float32 (m, K), -1 where the label holds."""
+
+    rows: NDArray[np.int64]
+    table: NDArray[np.float32]
+
+    def of(self, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the targets of images at ``indices`` (B,) with ``labels`` (B,): float32 (B, K)."""
+        found = np.zeros((len(indices), self.table.shape[1]), dtype=np.float32)
+        found[np.arange(len(indices)), labels] = 1.0
+        told = self.rows[indices]
+        found[told >= 0] = self.table[told[told >= 0]]
+        return found
+
+
+@dataclass(frozen=True)
 class ImageSet:
-    """Labelled images of one split. ``rows`` int64 (n,) are store rows, ``labels`` int64 (n,) class indices."""
+    """Labelled images of one split. ``rows`` int64 (n,) are store rows, ``labels`` int64 (n,) class indices.
+
+    ``soft`` holds the targets of images whose label is not all that is known of them.
+    """
 
     store: Store
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
     classes: ClassMap
+    soft: Soft | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -135,10 +200,15 @@ class ImageSet:
         """Image ``i`` as uint8 (3, H, W), RGB, upright. Raises :class:`BrokenImage`."""
         return self.store.read(int(self.rows[i]))
 
+    def shards(self) -> NDArray[np.int64] | None:
+        """The shard (tar file, row group) that each image lies in, int64 (n,); None where the source has none."""
+        return self.store.shard_of(self.rows) if isinstance(self.store, Sharded) else None
+
     def subset(self, indices: Sequence[int] | ArrayLike) -> ImageSet:
         """Return the images at these positions, in this order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return ImageSet(self.store, self.rows[chosen], self.labels[chosen], self.classes)
+        soft = None if self.soft is None else Soft(self.soft.rows[chosen], self.soft.table)
+        return ImageSet(self.store, self.rows[chosen], self.labels[chosen], self.classes, soft)
 
     def counts(self) -> NDArray[np.int64]:
         """Images of each class, (number of classes,)."""

@@ -26,8 +26,9 @@ from . import rng
 from .augment import Augment, Normalize
 from .cache import ImageCache, cache_budget
 from .decode import BrokenImage
-from .imageset import ImageSet
+from .imageset import ImageSet, too_many_broken
 from .mixing import Mix
+from .order import InOrder, Order, Shuffled, draw_keys
 from .transforms import Crop, crop_images
 from .workers import Workers, require_workers
 
@@ -37,7 +38,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class Batch:
-    """``images`` float32 (B, 3, h, w); ``labels`` int64 (B,); ``targets`` float32 (B, K) or None without mixing;
+    """``images`` float32 (B, 3, h, w); ``labels`` int64 (B,); ``targets`` float32 (B, K), None where labels say it all;
     ``keep`` bool (B,), False where the image could not be read (its pixels are zero); ``indices`` int64 (B,) are
     positions in the set.
     """
@@ -73,11 +74,16 @@ class Problem:
 
 
 class _Job:
-    """One batch under way: uint8 (B, 3, h, w), filled piece by piece by several threads."""
+    """One batch under way: uint8 (B, 3, h, w), filled piece by piece by several threads.
 
-    def __init__(self, number: int, indices: NDArray[np.int64], size: tuple[int, int], pieces: int) -> None:
+    ``indices`` are positions in the set, ``keys`` what each visit draws its crop and augmentation by.
+    """
+
+    def __init__(
+        self, number: int, indices: NDArray[np.int64], keys: NDArray[np.int64], size: tuple[int, int], pieces: int
+    ) -> None:
         self.number = number
-        self.indices = indices
+        self.indices, self.keys = indices, keys
         self.images = torch.zeros((len(indices), 3, *size), dtype=torch.uint8)
         self.keep = torch.ones(len(indices), dtype=torch.bool)
         self.done: Future[Batch | None] = Future()
@@ -100,6 +106,7 @@ class Loader:
         crop: brings images to one size (``transforms``); ``normalize``: the weights' mean and std.
         augment, mix: what else happens in training (``augment``, ``mixing``); None for evaluation.
         seed, shuffle: the order is ``permutation(seed, epoch)``, or the set's own.
+        order: another order of training (``order``), in the place of that permutation.
         workers: threads; None is one a core, 0 loads in the calling thread.
         cache: ``auto``, ``none`` or ``all`` (``cache``).
         max_broken: where ``shuffle`` is on, the share of unreadable images past which loading stops with
@@ -118,6 +125,7 @@ class Loader:
         mix: Mix | None = None,
         seed: int = 0,
         shuffle: bool = False,
+        order: Order | None = None,
         workers: int | None = None,
         drop_last: bool = False,
         cache: str = "auto",
@@ -134,10 +142,13 @@ class Loader:
             raise UsageError(f"expected max_broken as a share between 0 and 1, got {max_broken}")
         if mix is not None and mix.num_classes != len(dataset.classes):
             raise UsageError(f"expected Mix of {len(dataset.classes)} classes, got {mix.num_classes}")
+        if order is not None and not shuffle:
+            raise UsageError("order has no effect without shuffle; mend: shuffle=True, or leave order out")
         self.dataset = dataset
         self.batch_size = batch_size
         self.crop, self.normalize, self.augment, self.mix = crop, normalize, augment, mix
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        self._order = order or (Shuffled(len(dataset), seed) if shuffle else InOrder(len(dataset)))
         self.workers = require_workers(workers)
         self.max_broken = max_broken
         self.device = torch.device(device)
@@ -158,8 +169,9 @@ class Loader:
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The positions of an epoch's images, in the order they are visited, int64 (n,)."""
-        n = len(self.dataset)
-        return rng.permutation(self.seed, epoch, n) if self.shuffle else np.arange(n, dtype=np.int64)
+        order = self._order(epoch)
+        assert len(order) == len(self.dataset), "an epoch has as many visits as the set has images"
+        return order
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of an epoch, from batch ``start`` on, at no cost for those before it.
@@ -173,27 +185,29 @@ class Loader:
 
     def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
         order = self.order(epoch)
+        keys = draw_keys(order, len(self.dataset))
         waiting: deque[_Job] = deque()
         ahead = min(self.workers, 8) + 1 if self.workers else 1
         numbers = iter(range(start, len(self)))
         with Workers(self.workers) as pool:
             while True:
                 while len(waiting) < ahead and (number := next(numbers, None)) is not None:
-                    waiting.append(self._start(pool, epoch, number, order))
+                    waiting.append(self._start(pool, epoch, number, order, keys))
                 if not waiting:
                     return
                 job = waiting.popleft()
                 batch = job.done.result()
                 yield batch if batch is not None else self._finish(job, epoch)
 
-    def _start(self, pool: Workers, epoch: int, number: int, order: NDArray[np.int64]) -> _Job:
+    def _start(self, pool: Workers, epoch: int, number: int, order: NDArray[np.int64], keys: NDArray[np.int64]) -> _Job:
         """Hand one batch to the pool: in one piece where nothing need be read, else in a piece a worker."""
-        indices = order[number * self.batch_size : (number + 1) * self.batch_size]
+        here = slice(number * self.batch_size, (number + 1) * self.batch_size)
+        indices = order[here]
         ready = all(self.cache.get(i) is not None for i in indices.tolist())
         length = len(indices) if ready or not pool.count else -(-len(indices) // pool.count)
         starts = range(0, len(indices), length)
-        job = _Job(number, indices, self.crop.size, len(starts))
-        draws = rng.uniforms(self.seed, epoch, indices, self.crop.draws, rng.CROP)
+        job = _Job(number, indices, keys[here], self.crop.size, len(starts))
+        draws = rng.uniforms(self.seed, epoch, job.keys, self.crop.draws, rng.CROP)
         for first in starts:
             piece = slice(first, first + length)
             pool.submit(lambda piece=piece: self._piece(pool, job, piece, draws, epoch))  # type: ignore[misc]
@@ -251,7 +265,7 @@ class Loader:
         with self._lock:
             self._problems[i] = Problem(i, self.dataset.name(i), name, error.reason, error.message)
             count = len(self._problems)
-        if self.shuffle and count > max(1 if self.max_broken else 0, self.max_broken * len(self.dataset)):
+        if self.shuffle and count > too_many_broken(self.max_broken, len(self.dataset)):
             raise DataError(self._table())
 
     def _table(self) -> str:
@@ -270,7 +284,7 @@ class Loader:
         """Augment, normalise and mix a batch whose crops are ready."""
         images = job.images.to(self.device)
         if self.augment:
-            draws = rng.uniforms(self.seed, epoch, job.indices, self.augment.draws, rng.AUGMENT)
+            draws = rng.uniforms(self.seed, epoch, job.keys, self.augment.draws, rng.AUGMENT)
             out = self.augment(images, draws, self.normalize)
         else:
             out = self.normalize(images)
@@ -279,8 +293,11 @@ class Loader:
             out[~keep] = 0.0
         labels = torch.from_numpy(self.dataset.labels[job.indices]).to(self.device)
         targets = None
+        if self.dataset.soft is not None:
+            own = self.dataset.soft.of(job.indices, self.dataset.labels[job.indices])
+            targets = torch.from_numpy(own).to(self.device)
         if self.mix:
-            out, targets = self.mix(out, labels, keep, seed=self.seed, epoch=epoch, batch_index=job.number)
+            out, targets = self.mix(out, labels, keep, own=targets, seed=self.seed, epoch=epoch, batch_index=job.number)
         return Batch(out, labels, targets, keep, torch.from_numpy(job.indices.copy()).to(self.device))
 
 
