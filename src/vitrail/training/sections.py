@@ -156,8 +156,8 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 keeps float32 master weights")
     parallel: Literal["ddp", "fsdp", "hsdp"] | None = Field(
         None,
-        description="several processes: each holds all of the model (ddp), a slice (fsdp), or a slice of its node's copy "
-        "(hsdp); null: whole while it takes less than 40 % of the device's memory",
+        description="several processes: each holds all of the model (ddp), a slice (fsdp), or a slice of its node's "
+        "copy (hsdp); null: all of it while that takes less than 40 % of the device's memory",
     )
     timeout_minutes: Rate = Field(10.0, description="how long a process waits for the others before it gives up")
     compile: bool = Field(False, description="torch.compile the training step (a minute at first)")

@@ -49,7 +49,7 @@ class Layout:
 
 
 def choose(asked: str | None, world: World, parameters: int, memory: int) -> str:
-    """Return ``ddp``, ``fsdp`` or ``hsdp``: if not ``asked``, whole copies while they take little of ``memory`` bytes."""
+    """Return ``ddp``, ``fsdp`` or ``hsdp``: what was asked, or whole copies while they take little of ``memory``."""
     if asked is not None:
         return asked
     if parameters * BYTES <= SHARE * memory:

@@ -6,6 +6,7 @@ number wrote. Only the Hugging Face reader and writer are used: the default ones
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ def read_slices(folder: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]
     for name, target in wanted.items():
         require_shape(name, held[name].size if name in held else None, target)
     found = {name: torch.empty_like(target, device="cpu") for name, target in wanted.items()}
-    dcp.load(found, storage_reader=reader, no_dist=not _cut(wanted))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is meant
+        dcp.load(found, storage_reader=reader, no_dist=not _cut(wanted))
     return {name: t.to_local() if hasattr(t, "to_local") else t for name, t in found.items()}
 
 
