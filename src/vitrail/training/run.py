@@ -117,19 +117,20 @@ def resume(
     recipe keys (or ``data``) whose change is meant.
     """
     path = Path(folder)
-    recipe = _recipe_of(path)
+    recipe = recipe_of(path)
     with open_world(recipe.train.timeout_minutes) as world, Progress(say, world.first) as progress:
         return _resume(path, force, world, progress)
 
 
-def _recipe_of(path: Path) -> Recipe:
+def recipe_of(path: Path) -> Recipe:
+    """Return the recipe of a run folder; :class:`UsageError` if it is none."""
     if not (path / "recipe.yaml").is_file():
         raise UsageError(f"expected a run folder with a recipe.yaml, got {path}; mend: `vitrail train` makes one")
     return Recipe.load(path / "recipe.yaml", environment={})
 
 
 def _resume(path: Path, force: Sequence[str], world: World, progress: Progress) -> RunResult:
-    recipe = _recipe_of(path)
+    recipe = recipe_of(path)
     with locked(path, world):
         session, saved = restored(path, recipe, force, world, progress)
         where = f"step {saved.step} ({saved.path})" if saved is not None else "the start: there is no checkpoint yet"
@@ -142,8 +143,7 @@ def restored(
     path: Path, recipe: Recipe, force: Sequence[str], world: World, progress: Progress
 ) -> tuple[Session, Saved | None]:
     """Return a session at the newest healthy checkpoint of the run in ``path``, and that checkpoint, if any."""
-    splits = _open(recipe)
-    identity = Identity(fingerprint(splits), splits.classes.to_json(), recipe.flat())
+    splits, identity = prepared(recipe)
     saved = newest(path, world, progress)
     if saved is not None:
         require_same(saved.state["identity"], identity.to_json(), force)
@@ -152,6 +152,12 @@ def restored(
         session.restore(saved)
         session.checkpoints.last_good = saved.step
     return session, saved
+
+
+def prepared(recipe: Recipe) -> tuple[Splits, Identity]:
+    """Return the data of a resolved recipe, and what a checkpoint must agree with."""
+    splits = _open(recipe)
+    return splits, Identity(fingerprint(splits), splits.classes.to_json(), recipe.flat())
 
 
 def newest(path: Path, world: World, progress: Progress) -> Saved | None:

@@ -35,6 +35,8 @@ from .world import ALONE, World
 if TYPE_CHECKING:
     from .sharding import Slices
 
+Tensors = dict[str, dict[str, Tensor]]  # by kind (model, ema, optimizer, ...) and name
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -260,14 +262,13 @@ class Session:
         """Copy everything a resumed run needs."""
         files = {
             kind: {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
-            for kind, tensors in self._tensors().items()
+            for kind, tensors in self.tensors().items()
         }
-        if self.slices is not None:
-            files = {kind: self.slices.label(tensors, self.masters.shapes) for kind, tensors in files.items()}
+        files = self.labelled(files)
         state = {"run": self.state.to_json(), "updates": self.masters.updates, "identity": self.identity.to_json()}
         return Snapshot(self.state.step, files, copy.deepcopy(state))
 
-    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+    def tensors(self) -> Tensors:
         """Return kind -> name -> tensor of all that changes in training; views, not copies."""
         masters = self.masters
         found = {"model": masters.named([w.detach() for w in masters.weights]), "optimizer": masters.moments()}
@@ -277,12 +278,19 @@ class Session:
             statistics["ema_buffers"] = self.ema.statistics
         return found | {kind: tensors for kind, tensors in statistics.items() if tensors}
 
+    def labelled(self, tensors: Tensors | None = None) -> Tensors:
+        """Return :meth:`tensors`, or copies of them, as checkpoints know them: slices as parts of whole tensors."""
+        tensors = self.tensors() if tensors is None else tensors
+        if self.slices is None:
+            return tensors
+        return {kind: self.slices.label(found, self.masters.shapes) for kind, found in tensors.items()}
+
     @torch.no_grad()
     def restore(self, saved: Saved) -> None:
         """Set weights, averages, optimiser and state to those of a checkpoint, however many processes wrote it."""
-        for kind, tensors in self._tensors().items():
-            wanted = tensors if self.slices is None else self.slices.label(tensors, self.masters.shapes)
-            for name, tensor in saved.read(kind, wanted).items():
+        wanted = self.labelled()
+        for kind, tensors in self.tensors().items():
+            for name, tensor in saved.read(kind, wanted[kind]).items():
                 tensors[name].copy_(tensor)
         self.masters.set_updates(int(saved.state["updates"]))
         self.masters.write_back()
