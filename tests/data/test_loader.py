@@ -19,6 +19,7 @@ from vitrail.data.decode import BrokenImage
 from vitrail.data.imageset import ArrayStore, ImageSet
 from vitrail.data.loader import Batch, Loader
 from vitrail.data.mixing import Mix
+from vitrail.data.order import Balanced
 from vitrail.data.randaugment import RandAugment
 from vitrail.data.sources import open_dataset
 from vitrail.data.transforms import Crop, EvalCrop, PadCrop, TrainCrop
@@ -391,3 +392,28 @@ def test_impossible_start_and_empty_sets() -> None:
     with pytest.raises(DataError, match="empty"):
         make(array_set().subset([]))
     assert require_workers(None) >= 1
+
+
+# Orders that visit an image more than once
+
+
+def test_repeated_visits_are_augmented_each_in_their_own_way() -> None:
+    data = array_set()
+    order = Balanced(np.where(np.arange(N) < 2, 0, 1), 7, 0.0)
+    loader = make(data, shuffle=True, order=order, seed=7, workers=2)
+    batches = list(loader.epoch(1))
+    indices = torch.cat([b.indices for b in batches])
+    images = torch.cat([b.images for b in batches])
+    visits = images[indices == 0]
+    assert len(visits) >= 5
+    assert len({v.numpy().tobytes() for v in visits}) > 3  # nine shifts by two pixels and less are possible
+    plain = {
+        int(i): x for b in make(data, shuffle=True, seed=7).epoch(1) for i, x in zip(b.indices, b.images, strict=True)
+    }
+    assert torch.equal(visits[0], plain[0])  # a first visit draws as it does in a plain epoch
+    assert same(list(loader.epoch(1, start=2)), batches[2:])
+
+
+def test_an_order_without_shuffle_is_refused() -> None:
+    with pytest.raises(UsageError, match="without shuffle"):
+        make(array_set(), order=Balanced(np.arange(N) % 2, 7, 0.0))

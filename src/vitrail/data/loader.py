@@ -28,6 +28,7 @@ from .cache import ImageCache, cache_budget
 from .decode import BrokenImage
 from .imageset import ImageSet
 from .mixing import Mix
+from .order import InOrder, Order, Shuffled, draw_keys
 from .transforms import Crop, crop_images
 from .workers import Workers, require_workers
 
@@ -80,24 +81,28 @@ class Problem:
 class Share:
     """What one process loads of batch ``number``: ``indices`` int64 (b,) at ``rows`` (b,) of the whole batch.
 
-    ``whole`` is the size of the batch; rows from there on are fillers. With ``neighbour`` the first image is only there
+    ``keys`` int64 (b,) are what each visit draws its crop and augmentation by. ``whole`` is the size of the batch; rows from there on are fillers. With ``neighbour`` the first image is only there
     to be mixed with the second, as the last image of the process before, and is dropped afterwards.
     """
 
     number: int
     indices: NDArray[np.int64]
+    keys: NDArray[np.int64]
     rows: NDArray[np.int64]
     whole: int
     neighbour: bool
 
     @classmethod
-    def of(cls, number: int, batch: NDArray[np.int64], part: tuple[int, int], *, mixed: bool) -> Share:
-        """Cut part (rank, processes) out of the positions (B,) of a whole batch."""
+    def of(
+        cls, number: int, batch: NDArray[np.int64], keys: NDArray[np.int64], part: tuple[int, int], *, mixed: bool
+    ) -> Share:
+        """Cut part (rank, processes) out of the positions (B,) and keys (B,) of a whole batch."""
         (rank, processes), whole = part, len(batch)
         each = -(-whole // processes)
         neighbour = mixed and processes > 1
         rows = np.arange(rank * each - neighbour, (rank + 1) * each)
-        return cls(number, batch[rows % whole], np.where(rows < 0, rows + whole, rows), whole, neighbour)
+        here = rows % whole
+        return cls(number, batch[here], keys[here], np.where(rows < 0, rows + whole, rows), whole, neighbour)
 
     @property
     def fillers(self) -> NDArray[np.bool_]:
@@ -106,10 +111,13 @@ class Share:
 
 
 class _Job:
-    """One batch under way: uint8 (B, 3, h, w), filled piece by piece by several threads."""
+    """One batch under way: uint8 (B, 3, h, w), filled piece by piece by several threads.
+
+    ``share`` says which images, and what each visit draws its crop and augmentation by.
+    """
 
     def __init__(self, share: Share, size: tuple[int, int], pieces: int) -> None:
-        self.share, self.indices = share, share.indices
+        self.share, self.indices, self.keys = share, share.indices, share.keys
         self.images = torch.zeros((len(self.indices), 3, *size), dtype=torch.uint8)
         self.keep = torch.ones(len(self.indices), dtype=torch.bool)
         self.done: Future[Batch | None] = Future()
@@ -132,6 +140,7 @@ class Loader:
         crop: brings images to one size (``transforms``); ``normalize``: the weights' mean and std.
         augment, mix: what else happens in training (``augment``, ``mixing``); None for evaluation.
         seed, shuffle: the order is ``permutation(seed, epoch)``, or the set's own.
+        order: another order of training (``order``), in the place of that permutation.
         workers: threads; None is one a core, 0 loads in the calling thread.
         cache: ``auto``, ``none`` or ``all`` (``cache``).
         max_broken: where ``shuffle`` is on, the share of unreadable images past which loading stops with
@@ -153,6 +162,7 @@ class Loader:
         mix: Mix | None = None,
         seed: int = 0,
         shuffle: bool = False,
+        order: Order | None = None,
         workers: int | None = None,
         drop_last: bool = False,
         cache: str = "auto",
@@ -170,10 +180,13 @@ class Loader:
             raise UsageError(f"expected max_broken as a share between 0 and 1, got {max_broken}")
         if mix is not None and mix.num_classes != len(dataset.classes):
             raise UsageError(f"expected Mix of {len(dataset.classes)} classes, got {mix.num_classes}")
+        if order is not None and not shuffle:
+            raise UsageError("order has no effect without shuffle; mend: shuffle=True, or leave order out")
         self.dataset = dataset
         self.batch_size = batch_size
         self.crop, self.normalize, self.augment, self.mix = crop, normalize, augment, mix
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        self._order = order or (Shuffled(len(dataset), seed) if shuffle else InOrder(len(dataset)))
         self.workers = require_workers(workers)
         self.max_broken = max_broken
         self.device = torch.device(device)
@@ -195,8 +208,9 @@ class Loader:
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The positions of an epoch's images, in the order they are visited, int64 (n,)."""
-        n = len(self.dataset)
-        return rng.permutation(self.seed, epoch, n) if self.shuffle else np.arange(n, dtype=np.int64)
+        order = self._order(epoch)
+        assert len(order) == len(self.dataset), "an epoch has as many visits as the set has images"
+        return order
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of an epoch, from batch ``start`` on, at no cost for those before it.
@@ -210,29 +224,30 @@ class Loader:
 
     def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
         order = self.order(epoch)
+        keys = draw_keys(order, len(self.dataset))
         waiting: deque[_Job] = deque()
         ahead = min(self.workers, 8) + 1 if self.workers else 1
         numbers = iter(range(start, len(self)))
         with Workers(self.workers) as pool:
             while True:
                 while len(waiting) < ahead and (number := next(numbers, None)) is not None:
-                    waiting.append(self._start(pool, epoch, number, order))
+                    waiting.append(self._start(pool, epoch, number, order, keys))
                 if not waiting:
                     return
                 job = waiting.popleft()
                 batch = job.done.result()
                 yield batch if batch is not None else self._finish(job, epoch)
 
-    def _start(self, pool: Workers, epoch: int, number: int, order: NDArray[np.int64]) -> _Job:
+    def _start(self, pool: Workers, epoch: int, number: int, order: NDArray[np.int64], keys: NDArray[np.int64]) -> _Job:
         """Hand one batch to the pool: in one piece where nothing need be read, else in a piece a worker."""
-        batch = order[number * self.batch_size : (number + 1) * self.batch_size]
-        share = Share.of(number, batch, self.part, mixed=self.mix is not None)
+        here = slice(number * self.batch_size, (number + 1) * self.batch_size)
+        share = Share.of(number, order[here], keys[here], self.part, mixed=self.mix is not None)
         indices = share.indices
         ready = all(self.cache.get(i) is not None for i in indices.tolist())
         length = len(indices) if ready or not pool.count else -(-len(indices) // pool.count)
         starts = range(0, len(indices), length)
         job = _Job(share, self.crop.size, len(starts))
-        draws = rng.uniforms(self.seed, epoch, indices, self.crop.draws, rng.CROP)
+        draws = rng.uniforms(self.seed, epoch, job.keys, self.crop.draws, rng.CROP)
         for first in starts:
             piece = slice(first, first + length)
             pool.submit(lambda piece=piece: self._piece(pool, job, piece, draws, epoch))  # type: ignore[misc]
@@ -310,7 +325,7 @@ class Loader:
         """Augment, normalise and mix a batch whose crops are ready."""
         images = job.images.to(self.device)
         if self.augment:
-            draws = rng.uniforms(self.seed, epoch, job.indices, self.augment.draws, rng.AUGMENT)
+            draws = rng.uniforms(self.seed, epoch, job.keys, self.augment.draws, rng.AUGMENT)
             out = self.augment(images, draws, self.normalize)
         else:
             out = self.normalize(images)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vitrail.errors import UsageError, did_you_mean
 
-from .sections import Augment, Data, Model, Optim, Schedule, Section, Train
+from .augmenting import Augment
+from .sections import Data, Distill, Model, Optim, Schedule, Section, Train
 
 PREFIX = "VITRAIL_"
 
@@ -32,18 +33,47 @@ class Recipe(Section):
     optim: Optim = Field(default_factory=Optim)
     schedule: Schedule = Field(default_factory=Schedule)
     train: Train = Field(default_factory=Train)
+    distill: Distill | None = Field(None, description="a teacher: distillation; null: none")
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         epochs, warmup = self.train.epochs, self.schedule.warmup_epochs
         if isinstance(epochs, int) and not isinstance(warmup, str) and warmup >= epochs:
             raise ValueError(f"expected schedule.warmup_epochs below train.epochs ({epochs}), got {warmup}")
+        cooldown = self.schedule.cooldown_epochs
+        if isinstance(epochs, int) and isinstance(cooldown, float):
+            rise = warmup if isinstance(warmup, float) else 0.0
+            if rise + cooldown > epochs:
+                raise ValueError(
+                    f"expected schedule.cooldown_epochs of at most {epochs - rise:g}, what {epochs} epochs leave "
+                    f"after the warm-up, got {cooldown:g}"
+                )
         lr, least = self.optim.lr, self.schedule.min_lr
         if isinstance(lr, float) and isinstance(least, float) and least > lr:
             raise ValueError(f"expected schedule.min_lr <= optim.lr ({lr}), got {least}")
+        self._require_room_for_copies()
         if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name in (".", "..")):
             raise ValueError(f"expected name as one folder name, got {self.name!r}")
+        if self.distill is not None and self.distill.cache == "on" and (causes := varied(self.augment)):
+            raise ValueError(
+                f"distill.cache: on needs images that are the same in every epoch, but {causes[0]}; mend: switch that "
+                "off, or distill.cache: off (the teacher is asked about every image anew)"
+            )
         return self
+
+    def _require_room_for_copies(self) -> None:
+        """Copies of an image stand in one batch; what is mixed must be another image."""
+        a, batch = self.augment, self.train.batch_size
+        if a.repeats > 1 and not varied(a) and "auto" not in a.model_dump().values():
+            raise ValueError("augment.repeats has no effect: nothing varies the images, all copies are the same")
+        if not isinstance(batch, int) or a.repeats == 1:
+            return
+        least = 2 * a.repeats if a.mix_prob not in ("auto", None, 0) else a.repeats
+        if batch < least:
+            raise ValueError(
+                f"expected train.batch_size of at least {least} with augment.repeats: {a.repeats}"
+                f"{' and mixing' if least > a.repeats else ''}, got {batch}"
+            )
 
     @classmethod
     def load(
@@ -87,18 +117,24 @@ class Recipe(Section):
         return flatten(self.model_dump(mode="json"))
 
 
+def varied(augment: Augment) -> list[str]:
+    """Return the settings, known so far, that show an image otherwise in one epoch than in another."""
+    still = {"crop": ("none",), "hflip": (0,), "vflip": (0,), "randaugment": (None,), "erasing": (0,)}
+    still |= {"mix_prob": (None, 0), "three_augment": (False,), "color_jitter": (0,), "interpolation": (None,)}
+    values = augment.model_dump(mode="json")
+    return [f"augment.{k} is {values[k]}" for k, calm in still.items() if values[k] not in (*calm, "auto")]
+
+
 def known_keys(section: type[BaseModel] = Recipe, path: str = "") -> list[str]:
     """Return every dotted key of a recipe; ``model.options`` stands for all keys below it."""
-    from .sections import RandAugment
-
     found = []
     for name, field in section.model_fields.items():
-        kind = RandAugment if name == "randaugment" else field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            found += known_keys(kind, f"{path}{name}.")
-            if name != "randaugment":
-                continue
-        found.append(path + name)
+        kinds = [k for k in (field.annotation, *get_args(field.annotation)) if isinstance(k, type)]
+        inner = [k for k in kinds if issubclass(k, BaseModel)]
+        if inner:
+            found += known_keys(inner[0], f"{path}{name}.")
+        if not inner or field.annotation is not inner[0]:  # a section, or a section that may be left out
+            found.append(path + name)
     return found
 
 

@@ -20,6 +20,7 @@ from .batches import memory_advice, out_of_memory
 from .build import build_model, build_task
 from .checkpoint import Checkpoints, Saved, Snapshot
 from .ema import Ema
+from .groups import sentences
 from .log import MetricsLog
 from .loop import Halt, Loop
 from .optim import Masters
@@ -27,7 +28,7 @@ from .pipeline import eval_loader, threads, train_loader
 from .precision import dtype_of, own_device
 from .progress import Progress
 from .recipe import Recipe
-from .schedule import Schedule
+from .schedule import schedule_of
 from .signals import Stop
 from .state import Pace, State
 from .world import ALONE, World
@@ -68,8 +69,8 @@ class Session:
         self.identity, self.progress = identity, progress
         world.require_divisor(t.batch_size)
         self.device = own_device(t.device, world)
-        self.task = build_task(recipe, splits)
         self.model, self.card = build_model(recipe, splits, progress.say)
+        self.task = build_task(recipe, splits, self.card, self.device, progress.say)
         self.params = sum(p.numel() for p in self.model.parameters())
         self.slices = self._slices()
         self.model.to(self.device)
@@ -79,6 +80,8 @@ class Session:
         dtype = dtype_of(t.precision)
         self.masters = Masters(self.model, recipe.optim, dtype)
         self.masters.copies = 1 if self.slices is None else self.slices.layout.copies
+        if recipe.optim.layer_decay is not None or recipe.optim.head_weight_decay is not None:
+            progress.say("\n".join(sentences(self.masters.groups)))
         self.ema = Ema(self.masters, t.ema_decay, learned_buffers(self.model)) if t.ema_decay is not None else None
         self.masters.attach(self.shown, self._average())
         if dtype != torch.float32:
@@ -106,20 +109,13 @@ class Session:
     def loop(self) -> Loop:
         """Return the loop, at the state this session has."""
         r, t, per_epoch = self.recipe, self.recipe.train, len(self.batches)
-        total = t.epochs * per_epoch
         return Loop(
             task=self.task,
             model=torch.compile(self.model) if t.compile else self.model,  # type: ignore[arg-type]
             masters=self.masters,
             ema=self.ema,
             batches=self.batches,
-            schedule=Schedule(
-                r.schedule.name,
-                r.optim.lr,
-                total,
-                round(r.schedule.warmup_epochs * per_epoch),
-                r.schedule.min_lr or 0.0,
-            ),
+            schedule=schedule_of(r, per_epoch),
             pace=Pace(
                 epochs=t.epochs,
                 accumulation=t.accumulation,

@@ -26,7 +26,7 @@ from vitrail.data.memory import available_bytes
 from vitrail.errors import UsageError
 
 from .blocks import blocks_of
-from .optim import batch_norms
+from .groups import batch_norms
 from .recipe import Recipe
 from .world import World
 
