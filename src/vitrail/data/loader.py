@@ -81,8 +81,9 @@ class Problem:
 class Share:
     """What one process loads of batch ``number``: ``indices`` int64 (b,) at ``rows`` (b,) of the whole batch.
 
-    ``keys`` int64 (b,) are what each visit draws its crop and augmentation by. ``whole`` is the size of the batch; rows from there on are fillers. With ``neighbour`` the first image is only there
-    to be mixed with the second, as the last image of the process before, and is dropped afterwards.
+    ``keys`` int64 (b,) are what each visit draws its crop and augmentation by. ``whole`` is the size of the batch; rows
+    from there on are fillers. With ``neighbour`` the first image is only there to be mixed with the second, as the last
+    image of the process before, and is dropped afterwards.
     """
 
     number: int
