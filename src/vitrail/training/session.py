@@ -74,9 +74,7 @@ class Session:
         self.params = sum(p.numel() for p in self.model.parameters())
         self.slices = self._slices()
         self.model.to(self.device)
-        self.shown = copy.deepcopy(self.model)  # what is evaluated and saved: float32, its weights views of the average
-        if self.slices is not None:
-            self.slices.cut(self.model, self.shown)
+        self.shown = self._second()
         dtype = dtype_of(t.precision)
         self.masters = Masters(self.model, recipe.optim, dtype)
         self.masters.copies = 1 if self.slices is None else self.slices.layout.copies
@@ -99,6 +97,17 @@ class Session:
         from .sharding import Slices  # imports a second's worth of torch.distributed
 
         return Slices.of(self.model, self.recipe, self.world, self.device)
+
+    def _second(self) -> nn.Module:
+        """Return what is evaluated and saved: float32, its weights views of the average, or slices of their own."""
+        if self.slices is None:
+            return copy.deepcopy(self.model)
+        from .sharding import shard
+
+        shard(self.model, self.slices.layout)  # first, so that no process holds two whole models
+        shown = build_model(self.recipe, self.splits, lambda text: None)[0].to(self.device)
+        shard(shown, self.slices.layout, evaluation=True)
+        return shown
 
     def _reading(self) -> dict[str, Any]:
         r = self.recipe
@@ -213,6 +222,8 @@ class Session:
                 save_folder(self.folder / name, whole, card=self.card, classes=self.splits.classes, extra=extra)
             except OSError as error:
                 fault = str(error)
+        if self.slices is not None:
+            self.slices.forget()
         fault = self.world.share(fault)
         if fault is not None:
             raise OSError(fault)
@@ -235,10 +246,11 @@ class Session:
         """Return the best weights as they lie on the disk, ready to be measured."""
         from vitrail.weights import load_folder
 
-        best = load_folder(self.folder / "best")[0]
+        best = load_folder(self.folder / "best")[0] if self.slices is None or self.world.first else None
         if self.slices is None:
+            assert best is not None
             return best.to(self.device)
-        self.slices.spread(best, self.shown)
+        self.slices.spread({} if best is None else best.state_dict(), self.shown)
         return self.shown
 
     def _show(self) -> None:

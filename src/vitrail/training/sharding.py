@@ -30,7 +30,7 @@ from .groups import batch_norms
 from .recipe import Recipe
 from .world import World
 
-BYTES = 22  # a parameter: float32 master, gradient, two moments, average; bf16 copy
+BYTES = 24  # a parameter of a whole copy: float32 master, gradient, two moments, average; bf16 copy and its gradient
 SHARE = 0.4  # of the device's memory that all copies of the weights may take before they are cut
 
 
@@ -105,8 +105,8 @@ class Slices:
     saving: DeviceMesh
     """The same processes on the CPU, for checkpoints: their messages must not mix with those of training."""
     group: Any
-    plain: nn.Module
-    """The network in one piece, on the CPU; its weights are filled when they are wanted whole."""
+    skeleton: nn.Module
+    """The network in one piece, without memory of its own: it holds the whole weights while they are saved."""
 
     @classmethod
     def of(cls, model: nn.Module, recipe: Recipe, world: World, device: torch.device) -> Slices | None:
@@ -119,12 +119,7 @@ class Slices:
         layout = lay_out(how, world, device)
         shape = tuple(layout.mesh.shape)
         saving = init_device_mesh("cpu", shape, mesh_dim_names=layout.mesh.mesh_dim_names)
-        return cls(layout, saving, dist.new_group(backend="gloo"), copy.deepcopy(model))
-
-    def cut(self, model: nn.Module, shown: nn.Module) -> None:
-        """Cut the model that is trained and the one that is shown, in place."""
-        shard(model, self.layout)
-        shard(shown, self.layout, evaluation=True)
+        return cls(layout, saving, dist.new_group(backend="gloo"), skeleton_of(model))
 
     def label(self, tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
         """Return this process's slices by name as parts of whole tensors, on the CPU; nothing is sent.
@@ -141,17 +136,28 @@ class Slices:
         return found
 
     def whole(self, shown: nn.Module) -> nn.Module:
-        """Return the plain network with the weights of ``shown`` (on the first process; the others only help)."""
+        """Return the network in one piece with the weights of ``shown``: on the first process; the others only help."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state = get_model_state_dict(shown, options=options)
         if dist.get_rank() == 0:
-            self.plain.load_state_dict(state)
-        return self.plain
+            self.skeleton.load_state_dict(state, assign=True)
+        return self.skeleton
 
-    def spread(self, whole: nn.Module, shown: nn.Module) -> None:
-        """Fill ``shown`` with this process's slices of ``whole``."""
-        options = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(shown, whole.state_dict(), options=options)
+    def forget(self) -> None:
+        """Give back the memory of :meth:`whole`."""
+        self.skeleton.to("meta")
+
+    def spread(self, whole: Mapping[str, Tensor], shown: nn.Module) -> None:
+        """Fill ``shown`` with slices of the first process's ``whole`` state dict; the others give an empty one."""
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(shown, dict(whole), options=options)
+
+
+def skeleton_of(model: nn.Module) -> nn.Module:
+    """Return a copy of a network on the meta device, without ever copying its weights."""
+    light: dict[int, Any] = {id(b): b.detach().to("meta") for b in model.buffers()}
+    light |= {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, light)
 
 
 def device_memory(device: torch.device, world: World) -> int:
