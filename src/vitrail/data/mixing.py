@@ -58,6 +58,7 @@ class Mix:
         labels: Tensor,
         keep: Tensor,
         *,
+        own: Tensor | None = None,
         seed: int,
         epoch: int,
         batch_index: int,
@@ -66,8 +67,9 @@ class Mix:
     ) -> tuple[Tensor, Tensor]:
         """Return mixed images and targets (B, K). An image that could not be read (``keep`` False) touches no other.
 
-        Where the images are a part of a batch of ``whole``, ``rows`` (B,) are their places in it, and all but the first
-        come out as if the batch had been mixed in one.
+        ``own`` (B, K) are the targets before mixing; None: the labels. Where the images are a part of a batch of
+        ``whole``, ``rows`` (B,) are their places in it, and all but the first come out as if the batch had been mixed in
+        one.
         """
         rows, whole = np.arange(len(labels)) if rows is None else rows, len(labels) if whole is None else whole
         size = (images.shape[-2], images.shape[-1])
@@ -87,7 +89,7 @@ class Mix:
             tall = (rows >= cut[:, :1]) & (rows < (cut[:, :1] + cut[:, 2:3]))
             wide = (columns >= cut[:, 1:2]) & (columns < (cut[:, 1:2] + cut[:, 3:4]))
             images = torch.where((tall[:, :, None] & wide[:, None, :])[:, None], partner, images)
-        return images, self.targets(labels, torch.from_numpy(share.astype(np.float32)).to(labels.device))
+        return images, self.targets(labels, torch.from_numpy(share.astype(np.float32)).to(labels.device), own)
 
     def plan(
         self, batch: int, size: tuple[int, int], usable: NDArray[np.bool_], draws: NDArray[np.float64]
@@ -115,11 +117,14 @@ class Mix:
         seen = 1 - boxes[:, 2] * boxes[:, 3] / (height * width)
         return np.where(cutmix, seen, share), boxes
 
-    def targets(self, labels: Tensor, share: Tensor) -> Tensor:
-        """float32 (B, K): ``share`` of each image's own class, the rest its partner's, smoothed."""
+    def targets(self, labels: Tensor, share: Tensor, own: Tensor | None = None) -> Tensor:
+        """float32 (B, K): ``share`` of each image's own class (or of ``own``), the rest its partner's, smoothed."""
         off = self.label_smoothing / self.num_classes
-        own = torch.full((len(labels), self.num_classes), off, device=labels.device)
-        own.scatter_(1, labels[:, None], 1 - self.label_smoothing + off)
+        if own is None:
+            own = torch.full((len(labels), self.num_classes), off, device=labels.device)
+            own.scatter_(1, labels[:, None], 1 - self.label_smoothing + off)
+        else:
+            own = own * (1 - self.label_smoothing) + off
         return torch.lerp(own.roll(1, 0), own, share[:, None])
 
 

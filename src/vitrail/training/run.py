@@ -24,6 +24,7 @@ from .pipeline import eval_loader
 from .precision import own_device, use_threads
 from .progress import Progress, clock
 from .recipe import Recipe
+from .selftrain import with_unlabelled
 from .session import Identity, Session, finite
 from .signals import Interrupted
 from .world import PeerLost, World, open_world, restart_advice
@@ -31,7 +32,7 @@ from .world import PeerLost, World, open_world, restart_advice
 # Keys that may change between the start of a run and its resumption: they do not change what is computed.
 FREE = (
     "name", "out", "data.source", "data.cache", "data.workers", "train.device", "train.keep", "train.track",
-    "train.threads", "train.parallel", "train.timeout_minutes", "distill.teacher",
+    "train.threads", "train.parallel", "train.timeout_minutes", "distill.teacher", "distill.unlabelled",
     "train.save_every_steps", "train.save_every_minutes", "train.log_every",
 )  # fmt: skip
 RESUMABLE = "RESUMABLE"
@@ -72,7 +73,7 @@ def train(
         if begun is not None:
             return _resume(begun, (), world, progress)
         device = own_device(asked.train.device, world)
-        splits = _open(asked)
+        splits = with_unlabelled(asked, _open(asked), None, progress.say)
         for note in splits.notes:
             progress.say(note)
         settled, made = resolve(asked, measure(splits.train), device, has_val="val" in _own_splits(asked))
@@ -86,6 +87,8 @@ def train(
                 header = "\n".join(["Made by vitrail train; nothing in it is left to chance.", "", *sentences(made)])
                 replace_bytes(folder / "recipe.yaml", settled.to_yaml(header).encode())
                 write_json(folder / "environment.json", environment(device))
+                if splits.pseudo is not None:
+                    splits.pseudo.save(folder, splits.train)
             try:
                 session = Session(folder, settled, splits, identity, progress, world)
             except Exception:
@@ -143,7 +146,7 @@ def restored(
     path: Path, recipe: Recipe, force: Sequence[str], world: World, progress: Progress
 ) -> tuple[Session, Saved | None]:
     """Return a session at the newest healthy checkpoint of the run in ``path``, and that checkpoint, if any."""
-    splits, identity = prepared(recipe)
+    splits, identity = prepared(path, recipe, progress)
     saved = newest(path, world, progress)
     if saved is not None:
         require_same(saved.state["identity"], identity.to_json(), force)
@@ -154,9 +157,9 @@ def restored(
     return session, saved
 
 
-def prepared(recipe: Recipe) -> tuple[Splits, Identity]:
-    """Return the data of a resolved recipe, and what a checkpoint must agree with."""
-    splits = _open(recipe)
+def prepared(path: Path, recipe: Recipe, progress: Progress) -> tuple[Splits, Identity]:
+    """Return the data of the run in ``path``, and what a checkpoint must agree with."""
+    splits = with_unlabelled(recipe, _open(recipe), path, progress.say)
     return splits, Identity(fingerprint(splits), splits.classes.to_json(), recipe.flat())
 
 

@@ -96,7 +96,7 @@ def _replay(
     path: Path, recipe: Recipe, found: list[Path], steps: int | None, world: World, progress: Progress
 ) -> Replay:
     saved = [Saved.open(p) for p in found[:2]]
-    splits, identity = prepared(recipe)
+    splits, identity = prepared(path, recipe, progress)
     require_same(saved[0].state["identity"], identity.to_json())
 
     def session_after(start: Saved, count: int) -> Session:
