@@ -21,6 +21,8 @@ FROZEN = {
     "soup": "--batch --data --device --greedy --help --json --out members",
     "data": "--help",
     "data check": "--csv --help --json source",
+    "data shard": "--help --json --resize --size --workers out source",
+    "data bench": "--batch --device --help --img-size --json --model --seconds --workers source",
 }
 
 

@@ -30,6 +30,7 @@ from .progress import Progress
 from .recipe import Recipe
 from .schedule import schedule_of
 from .signals import Stop
+from .starving import Starving
 from .state import Pace, State
 from .world import ALONE, World
 
@@ -90,6 +91,7 @@ class Session:
         group = None if self.slices is None else self.slices.group
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=t.keep, warn=progress.say, world=world, group=group)
         self.metrics: MetricsLog | None = None
+        self.starving = Starving(recipe, self.batches, progress.say)
 
     def _slices(self) -> Slices | None:
         if self.world.alone:
@@ -164,6 +166,7 @@ class Session:
             self.metrics.write(kind, step, values)
         if kind == "train":
             self.last_line = values
+            self.starving.see(step, values)
 
     def show(self, **numbers: Any) -> None:
         """Move the bar."""
