@@ -80,7 +80,7 @@ def taken(row: tuple[str, int, int, int, bool, str, str], watched: bool) -> dict
         loop = session.loop()
         began = time.perf_counter()
         for step, batch in enumerate(session.batches.epoch(0)):
-            loop._one_step(batch)
+            loop._one_step(batch, len(batch))
             times.append(time.perf_counter() - began)
             if step == (1 if watched else 2):
                 return

@@ -48,7 +48,7 @@ def allocated(data: Path, **changes: Any) -> int:
         loop = session.loop()
         for epoch in (0, 1):  # the second batch is made while the first one is still held
             for batch in session.batches.epoch(epoch):
-                loop._one_step(batch)
+                loop._one_step(batch, len(batch))
         session.measure(session.shown, session.val.epoch(0))
 
     with use_threads(1):

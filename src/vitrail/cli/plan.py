@@ -56,7 +56,10 @@ def plan(
     ] = None,
     processes: Annotated[int, typer.Option(help="Processes that share the batch, as under torchrun.", min=1)] = 1,
     parallel: Annotated[
-        str | None, typer.Option(metavar="ddp|fsdp", help="Whole weights in each process, or a slice; default: ddp.")
+        str | None,
+        typer.Option(
+            metavar="ddp|fsdp", help="Whole weights in each process, or a slice; default: the recipe's, or ddp."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -78,7 +81,8 @@ def plan(
     share_of(prepared.recipe, processes)  # refused now, not after the probe
     found = probe(prepared.recipe, prepared.splits, prepared.facts, say)
     budget = budget_of(prepared.device, most)
-    how: Any = parallel or "ddp"
+    asked = prepared.recipe.train.parallel
+    how: Any = parallel or (asked if processes > 1 and asked in ("ddp", "fsdp") else "ddp")
     made = make_plan(
         prepared.recipe, prepared.splits, found, prepared.device, budget, parallel=how, processes=processes
     )

@@ -20,6 +20,7 @@ from .plan import HEADROOM, Choice, Memory, Parallel, cuts, predict_memory, rank
 from .precision import pick_device
 from .probe import Probe, altered, probe, resident
 from .recipe import Recipe
+from .world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,10 @@ class Prepared:
 def prepare(asked: Recipe, say: Callable[[str], None]) -> Prepared:
     """Open the data of a recipe and settle its ``auto`` as ``train`` does; ``train.accumulation`` may stay ``auto``."""
     from .run import _open, _own_splits
+    from .selftrain import with_unlabelled
 
     device = pick_device(asked.train.device)
-    splits = _open(asked)
+    splits = with_unlabelled(asked, _open(asked), None, say)
     for note in splits.notes:
         say(note)
     facts = measure(splits.train)
@@ -165,27 +167,47 @@ def budget_of(device: torch.device, asked: int | None = None) -> int:
 
 
 def settle_accumulation(
-    recipe: Recipe, splits: Splits, facts: Facts, device: torch.device, say: Callable[[str], None], processes: int = 1
+    recipe: Recipe,
+    splits: Splits,
+    facts: Facts,
+    device: torch.device,
+    say: Callable[[str], None],
+    world: World = ALONE,
 ) -> tuple[Recipe, Decision]:
     """Return the recipe with a number in place of ``train.accumulation: auto``: the fewest pieces that fit.
 
-    The device's free memory is what decides; ``train.recompute`` stays as it is. Raises :class:`UsageError` where one
-    image at a time does not fit either.
+    The device's free memory is what decides, that of the first process where there are several; ``train.recompute``
+    stays as it is. Raises :class:`UsageError` where one image at a time does not fit either.
     """
-    budget = budget_of(device)
-    found = probe(recipe, splits, facts, say, timed=False)
-    plan = make_plan(recipe, splits, found, device, budget, processes=processes)
-    fitting = [c for c in plan.choices if c.fits and c.recompute == recipe.train.recompute]
-    if not fitting:
-        least = min(plan.choices, key=lambda c: c.memory.total)
-        raise UsageError(
-            f"expected a run that fits into the {gigabytes(budget)} of {device}, got {gigabytes(least.memory.total)} "
-            f"with {least.micro} image(s) at a time{' and train.recompute=true' if least.recompute else ''}; "
-            "mend: a smaller --model or --img-size, or --set train.precision=bf16"
-        )
-    best = min(fitting, key=lambda c: c.accumulation)
-    reason = f"{gigabytes(best.memory.total)} of {gigabytes(budget)} free on {device}, {best.micro} images at a time"
-    return altered(recipe, accumulation=best.accumulation), Decision("train.accumulation", best.accumulation, reason)
+
+    def settle() -> tuple[int, str]:
+        budget = budget_of(device) // (world.local_size if device.type == "cpu" else 1)
+        found = probe(recipe, splits, facts, say, timed=False)
+        how: Parallel = "ddp"
+        if not world.alone:
+            from .sharding import choose  # a second's worth of torch.distributed
+
+            how = "ddp" if choose(recipe.train.parallel, world, found.network.whole, budget) == "ddp" else "fsdp"
+        plan = make_plan(recipe, splits, found, device, budget, parallel=how, processes=world.size)
+        best = _fewest(plan, recipe.train.recompute)
+        said = f"{gigabytes(best.memory.total)} of {gigabytes(budget)} free on {device}, {best.micro} images at a time"
+        return best.accumulation, said
+
+    pieces, reason = world.lead(settle)
+    return altered(recipe, accumulation=pieces), Decision("train.accumulation", pieces, reason)
+
+
+def _fewest(plan: Plan, recompute: bool) -> Choice:
+    fitting = [c for c in plan.choices if c.fits and c.recompute == recompute]
+    if fitting:
+        return min(fitting, key=lambda c: c.accumulation)
+    least = min(plan.choices, key=lambda c: c.memory.total)
+    raise UsageError(
+        f"expected a run that fits into the {gigabytes(plan.budget)} of {plan.device}, got "
+        f"{gigabytes(least.memory.total)} with {least.micro} image(s) at a time"
+        f"{' and train.recompute=true' if least.recompute else ''}; "
+        "mend: a smaller --model or --img-size, or --set train.precision=bf16"
+    )
 
 
 def gigabytes(count: float) -> str:

@@ -165,7 +165,7 @@ def _two(work: Callable[[int], object], device: torch.device) -> Timeline:
 def _steps(loop: Loop, batch: Batch) -> Timeline:
     """Return the timeline of a step without its batch."""
     ready = {n: _few(batch, n) for n in (FEW, MANY)}
-    return _two(lambda n: loop._one_step(ready[n]), loop.device)
+    return _two(lambda n: loop._one_step(ready[n], n), loop.device)
 
 
 def _pace(loop: Loop, batch: Batch) -> Pace:
