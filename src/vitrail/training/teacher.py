@@ -127,9 +127,14 @@ class Remembered:
     """The answers to all training images, asked once: (N, K) float32, kept on the CPU."""
 
     def __init__(self, teacher: Callable[[Batch], Tensor], batches: Iterable[Batch], device: torch.device) -> None:
-        """``batches`` are all images once, in order; those that cannot be read get an answer that nobody reads."""
-        self.answers = torch.cat([teacher(batch.to(device)).cpu() for batch in batches])
+        """``batches`` are all images once, in order."""
+        self.teacher = teacher
+        parts = [(teacher(batch.to(device)).cpu(), batch.keep.cpu()) for batch in batches]
+        self.answers, self.known = (torch.cat(column) for column in zip(*parts, strict=True))
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the logits (B, K) of a batch, on its device."""
-        return self.answers[batch.indices.cpu()].to(batch.images.device)
+        indices = batch.indices.cpu()
+        if (batch.keep.cpu() & ~self.known[indices]).any():  # an image that could not be read then can be read now
+            return self.teacher(batch)
+        return self.answers[indices].to(batch.images.device)
