@@ -18,8 +18,11 @@ FROZEN = {
     "explain": "--data --device --figures --help --json --method --out --per-head images model",
     "models": "--cost --help --img-size --json pattern",
     "convert": "--help --json --layout --model --set source target",
+    "soup": "--batch --data --device --greedy --help --json --out members",
     "data": "--help",
     "data check": "--csv --help --json source",
+    "data shard": "--help --json --resize --size --workers out source",
+    "data bench": "--batch --device --help --img-size --json --model --seconds --workers source",
 }
 
 

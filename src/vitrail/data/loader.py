@@ -26,7 +26,7 @@ from . import rng
 from .augment import Augment, Normalize
 from .cache import ImageCache, cache_budget
 from .decode import BrokenImage
-from .imageset import ImageSet
+from .imageset import ImageSet, too_many_broken
 from .mixing import Mix
 from .order import InOrder, Order, Shuffled, draw_keys
 from .transforms import Crop, crop_images
@@ -265,7 +265,7 @@ class Loader:
         with self._lock:
             self._problems[i] = Problem(i, self.dataset.name(i), name, error.reason, error.message)
             count = len(self._problems)
-        if self.shuffle and count > max(1 if self.max_broken else 0, self.max_broken * len(self.dataset)):
+        if self.shuffle and count > too_many_broken(self.max_broken, len(self.dataset)):
             raise DataError(self._table())
 
     def _table(self) -> str:

@@ -13,7 +13,7 @@ from vitrail.data.coloring import ColorJitter, ThreeAugment
 from vitrail.data.imageset import ImageSet
 from vitrail.data.loader import Loader
 from vitrail.data.mixing import Mix
-from vitrail.data.order import Order, training_order
+from vitrail.data.order import Order, Repeated, training_order, windowed
 from vitrail.data.randaugment import RandAugment
 from vitrail.data.resample import resize
 from vitrail.data.transforms import Crop, Draws, EvalCrop, PadCrop, TrainCrop
@@ -45,8 +45,11 @@ def train_loader(recipe: Recipe, images: ImageSet, card: Card, device: torch.dev
 
 def train_order(recipe: Recipe, images: ImageSet) -> Order:
     """Return the order in which a resolved recipe visits its training images."""
-    repeats, batch = recipe.augment.repeats, int(recipe.train.batch_size)
-    return training_order(images.labels, recipe.train.seed, recipe.data.balance, repeats, batch)
+    seed, repeats, batch = recipe.train.seed, recipe.augment.repeats, int(recipe.train.batch_size)
+    if recipe.data.window is None:
+        return training_order(images.labels, seed, recipe.data.balance, repeats, batch)
+    order = windowed(images.shards(), seed, recipe.data.window)
+    return order if repeats == 1 else Repeated(order, repeats, batch)
 
 
 def threads(recipe: Recipe) -> int | None:

@@ -155,13 +155,15 @@ def _open(recipe: Recipe) -> Splits:
         train_fraction=d.train_fraction,
         seed=d.seed,
         allow_empty=d.allow_empty,
+        max_broken=d.max_broken,
+        sequential=d.window is not None,
     )
 
 
 def _own_splits(recipe: Recipe) -> list[str]:
     from vitrail.data.sources import read_layout
 
-    return list(read_layout(recipe.data.source).parts)
+    return list(read_layout(recipe.data.source, sequential=True).parts)
 
 
 def _introduce(session: Session) -> None:

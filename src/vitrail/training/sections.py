@@ -53,7 +53,7 @@ class Model(Section):
 class Data(Section):
     """Which images."""
 
-    source: str = Field("digits", description="a folder, a CSV or parquet file, or a built-in name")
+    source: str = Field("digits", description="a folder, a CSV, parquet, tar shards (or a pattern), or a built-in name")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | Auto | None = Field(
         "auto", description="share of train held out, only where there is no val split (0.1)"
     )
@@ -64,6 +64,9 @@ class Data(Section):
     seed: int = Field(0, description="of the held-out splits; kept apart from train.seed so that runs compare")
     balance: Literal["none", "sqrt", "equal"] = Field(
         "none", description="how often an epoch visits a class: as it has images, the root of that, or all alike"
+    )
+    window: Positive | None = Field(
+        None, description="shards (tar files, row groups) mixed at a time, for slow disks; null: the whole set"
     )
     cache: Literal["auto", "none", "all"] = Field("auto", description="keep images in memory; auto: what fits well")
     workers: Annotated[int, Field(ge=0)] | Auto = Field("auto", description="reading threads; auto: one a core")
@@ -77,6 +80,11 @@ class Data(Section):
     def _something_left(self) -> Data:
         if isinstance(self.val_fraction, float) and self.val_fraction + self.test_fraction >= 1:
             raise ValueError("expected val_fraction + test_fraction below 1: nothing would be left to train on")
+        if self.window is not None and self.balance != "none":
+            raise ValueError(
+                f"window and balance: {self.balance} exclude each other: balanced classes are drawn from the whole "
+                "set; mend: leave one out"
+            )
         return self
 
 

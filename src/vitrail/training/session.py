@@ -31,6 +31,7 @@ from .progress import Progress
 from .recipe import Recipe
 from .schedule import schedule_of
 from .signals import Stop
+from .starving import Starving
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Session:
         self.state = State()
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=t.keep, warn=progress.say)
         self.metrics: MetricsLog | None = None
+        self.starving = Starving(recipe, self.batches, progress.say)
 
     def _reading(self) -> dict[str, Any]:
         r = self.recipe
@@ -129,6 +131,7 @@ class Session:
         self.metrics.write(kind, step, values)
         if kind == "train":
             self.last_line = values
+            self.starving.see(step, values)
 
     def show(self, **numbers: Any) -> None:
         """Move the bar."""
