@@ -10,7 +10,7 @@ from vitrail.cli.main import app
 FROZEN = {
     "vitrail": "--help --version",
     "train": "--batch --data --device --epochs --help --img-size --json --lr --model --name --out --seed --set words",
-    "resume": "--force --help --json run",
+    "resume": "--force --help --json --steps --verify run",
     "val": "--batch --data --device --help --json --split model",
     "predict": "--batch --csv --device --help --img-size --json --top images model",
     "probe": "--batch --device --draws --help --img-size --json --layer --method --neighbours --out --seed --shots "

@@ -24,8 +24,14 @@ from vitrail.weights import Card
 from .recipe import Recipe
 
 
-def train_loader(recipe: Recipe, images: ImageSet, card: Card, device: torch.device | str = "cpu") -> Loader:
-    """Return the shuffled, augmented loader of a resolved recipe."""
+def train_loader(
+    recipe: Recipe,
+    images: ImageSet,
+    card: Card,
+    device: torch.device | str = "cpu",
+    part: tuple[int, int] = (0, 1),
+) -> Loader:
+    """Return the shuffled, augmented loader of a resolved recipe, for part (rank, processes) of every batch."""
     return Loader(
         images,
         batch_size=int(recipe.train.batch_size),
@@ -41,6 +47,7 @@ def train_loader(recipe: Recipe, images: ImageSet, card: Card, device: torch.dev
         cache=recipe.data.cache,
         max_broken=recipe.data.max_broken,
         device=device,
+        part=part,
     )
 
 
@@ -60,7 +67,13 @@ def threads(recipe: Recipe) -> int | None:
 
 
 def eval_loader(
-    images: ImageSet, card: Card, *, batch_size: int, workers: int | None = None, cache: str = "auto"
+    images: ImageSet,
+    card: Card,
+    *,
+    batch_size: int,
+    workers: int | None = None,
+    cache: str = "auto",
+    part: tuple[int, int] = (0, 1),
 ) -> Loader:
     """Return the loader that evaluation and the card's users see: every image once, in order, centre crop."""
     return Loader(
@@ -73,6 +86,7 @@ def eval_loader(
         workers=workers,
         drop_last=False,
         cache=cache,
+        part=part,
     )
 
 

@@ -239,6 +239,12 @@ class Train(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Auto = Field("auto", description="spread over all classes")
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | Auto | None = Field("auto", description="null: no average")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 keeps float32 master weights")
+    parallel: Literal["ddp", "fsdp", "hsdp"] | None = Field(
+        None,
+        description="several processes: each holds all of the model (ddp), a slice (fsdp), or a slice of its node's "
+        "copy (hsdp); null: all of it while that takes less than 40 % of the device's memory",
+    )
+    timeout_minutes: Rate = Field(10.0, description="how long a process waits for the others before it gives up")
     compile: bool = Field(False, description="torch.compile the training step (a minute at first)")
     device: str = Field("auto", description="cpu, cuda, cuda:1, or auto")
     threads: Positive | Auto = Field("auto", description="of a CPU; another number rounds sums differently")
