@@ -18,7 +18,7 @@ import typer
 from vitrail import __version__
 from vitrail.errors import VitrailError
 
-from . import convert, data, data_bench, data_shard, explain, models, predict, probe, resume, soup, train, val
+from . import convert, data, data_bench, data_shard, explain, models, predict, probe, resume, scaling, soup, train, val
 from .console import emit, machine_readable, say
 
 FAILURE, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -45,6 +45,7 @@ app.command("predict")(predict.predict)
 app.command("probe")(probe.probe)
 app.command("explain")(explain.explain)
 app.command("models")(models.models)
+app.command("scaling")(scaling.scaling)
 app.add_typer(data_app, name="data")
 app.command("convert")(convert.convert)
 app.command("soup")(soup.soup)
