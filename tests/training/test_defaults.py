@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vitrail.data.sources import open_dataset
 from vitrail.errors import UsageError
@@ -78,14 +79,15 @@ def test_mixing_is_consistent() -> None:
     assert asked.cutmix > 0
 
 
-def test_fine_tuning_is_shorter_and_slower() -> None:
-    facts = Facts(300, 300, 2000, 10)
+def test_fine_tuning_is_shorter_and_slower(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
+    facts, weights = Facts(300, 300, 2000, 10), str(tmp_path / "model.safetensors")
     scratch = settle(facts, **{"model.name": "vit_tiny_patch16_224"})
-    tuned = settle(facts, **{"model.name": "vit_tiny_patch16_224", "model.pretrained": "some/folder"})
+    tuned = settle(facts, **{"model.name": "vit_tiny_patch16_224", "model.pretrained": weights})
     assert tuned.train.epochs < scratch.train.epochs
     assert tuned.optim.lr < scratch.optim.lr
     with pytest.raises(UsageError, match=r"expected model\.name with model\.pretrained"):
-        settle(facts, **{"model.pretrained": "some/folder"})
+        settle(facts, **{"model.pretrained": weights})
 
 
 def test_facts_of_a_folder(photos: Path) -> None:
