@@ -77,7 +77,7 @@ def test_resumed_is_uninterrupted(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], precision: str
 ) -> None:
     source = weights(tmp_path, "test_vit")
-    changes = {**changes, "model.pretrained": str(source), "train.precision": precision, "model.options.drop_rate": 0.1}
+    changes = {**changes, "model.pretrained": str(source), "train.precision": precision, "model.drop_rate": 0.1}
     whole = tune(photos, tmp_path / "a", **changes)
     step = Loop._save_if_due
 
@@ -167,8 +167,9 @@ def test_the_folder_says_which_network_it_is(photos: Path, tmp_path: Path) -> No
     assert recipe.model.options == odd
     assert recipe.model.img_size == (24, 24)
     assert open_folder(made.folder / "best").config.embed_dim == 48
-    asked = tune(photos, tmp_path, **{"model.pretrained": str(source), "model.options.drop_rate": 0.2})
-    assert open_folder(asked.folder / "best").config.drop_rate == 0.2
+    asked = tune(photos, tmp_path, **{"model.pretrained": str(source), "model.options.numerics.norm_eps": 1e-5})
+    numerics = open_folder(asked.folder / "best").config.numerics
+    assert (numerics.norm_eps, numerics.gelu) == (1e-5, "tanh")
 
 
 def test_a_file_does_not_say_which_network_it_is(photos: Path, tmp_path: Path) -> None:
@@ -186,6 +187,8 @@ def test_a_file_does_not_say_which_network_it_is(photos: Path, tmp_path: Path) -
         ({"model.sha256": "0" * 16}, "sha256 has no effect"),
         ({"model.lora": {}, "model.freeze": "fixres", "model.pretrained": "x"}, "got both"),
         ({"model.freeze": "backbone", "model.pretrained": "x", "model.drop_path_rate": 0.1}, "drop_path_rate has no"),
+        ({"model.freeze": "fixres", "model.pretrained": "x", "model.attn_drop_rate": 0.1}, "attn_drop_rate has no"),
+        ({"model.freeze": "backbone", "model.pretrained": "x", "optim.layer_decay": 0.7}, "layer_decay has no"),
         ({"model.freeze": "backbone", "model.pretrained": "x", "optim.name": "muon"}, "muon has no effect"),
         ({"model.name": "hf-hub:a/b", "model.pretrained": "x"}, "names the weights too"),
         ({"model.pretrained": "x", "model.lora.rnak": 4}, r"Did you mean 'model\.lora\.rank'"),

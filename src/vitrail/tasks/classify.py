@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vitrail.metrics.classification import ClassificationMetrics
 
 from .base import Losses
+from .losses import binary_cross_entropy
 
 
 class LabelledImages(Protocol):
@@ -53,18 +54,37 @@ class Classification:
 
 
 class Classify:
-    """Cross entropy over one label an image, with soft targets and smoothing."""
+    """Cross entropy (or one yes-or-no question a class) over one label an image, with soft targets and smoothing."""
 
     name = "classify"
     monitor = "top1"
 
-    def __init__(self, num_classes: int, *, label_smoothing: float = 0.0) -> None:
-        """``label_smoothing`` in [0, 1): the share of each target spread evenly over all K classes."""
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        label_smoothing: float = 0.0,
+        loss: Literal["ce", "bce"] = "ce",
+        bce_threshold: float | None = None,
+    ) -> None:
+        """Set what is computed.
+
+        Args:
+            num_classes: K.
+            label_smoothing: in [0, 1), the share of each target spread evenly over all K classes.
+            loss: "ce" is cross entropy, "bce" :func:`~vitrail.tasks.losses.binary_cross_entropy`.
+            bce_threshold: the latter's ``threshold``.
+        """
         if num_classes < 1:
             raise ValueError(f"expected num_classes >= 1, got {num_classes}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"expected label_smoothing in [0, 1), got {label_smoothing}")
+        if loss not in ("ce", "bce"):
+            raise ValueError(f"expected loss 'ce' or 'bce', got {loss!r}")
+        if loss != "bce" and bce_threshold is not None:
+            raise ValueError(f"bce_threshold has no effect with loss={loss!r}; mend: leave it out")
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
+        self.loss_kind, self.bce_threshold = loss, bce_threshold
 
     def step(self, model: nn.Module, batch: LabelledImages) -> Losses:
         """Return the mean cross entropy over the kept images; both heads of a distilled model are named."""
@@ -79,8 +99,14 @@ class Classify:
         if logits.ndim != 2 or logits.shape[1] != self.num_classes:
             raise ValueError(f"expected logits (B, {self.num_classes}), got {tuple(logits.shape)}")
         target = batch.labels if batch.targets is None else batch.targets.float()
-        each = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing, reduction="none")
-        return mean_of_kept(each, batch.keep)
+        return mean_of_kept(self._each(logits.float(), target), batch.keep)
+
+    def _each(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of each image, (B,)."""
+        smooth = self.label_smoothing
+        if self.loss_kind == "bce":
+            return binary_cross_entropy(logits, target, label_smoothing=smooth, threshold=self.bce_threshold)
+        return F.cross_entropy(logits, target, label_smoothing=smooth, reduction="none")
 
     def predict(self, model: nn.Module, batch: LabelledImages) -> Classification:
         """Return softmax scores (B, K) in float32. The model's mode (train or eval) is the caller's choice."""

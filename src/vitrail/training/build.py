@@ -12,6 +12,7 @@ from torch import nn
 from vitrail.data.sources import Splits
 from vitrail.errors import UsageError
 from vitrail.models import build, config_of, configure
+from vitrail.nn.attention import Attention
 from vitrail.nn.freeze import freeze_backbone, last_norm
 from vitrail.nn.lora import add_lora
 from vitrail.tasks import Task, create_task
@@ -34,6 +35,7 @@ def build_model(recipe: Recipe, splits: Splits, say: Callable[[str], None]) -> t
     own = {"num_classes": len(splits.classes), "img_size": size, "drop_path_rate": m.drop_path_rate, **m.options}
     source = source_of(m)
     require_start(m)
+    own |= {} if m.drop_rate is None else {"drop_rate": m.drop_rate}
     torch.manual_seed(recipe.train.seed)
     config = open_folder(m.name).config if m.name.startswith(HUB_PREFIX) else config_of(m.name)
     model, card = build(configure(config, own)), Card(name=m.name, crop_pct=_crop_pct(recipe))
@@ -42,6 +44,10 @@ def build_model(recipe: Recipe, splits: Splits, say: Callable[[str], None]) -> t
         report = load_weights(model, source, head=HeadSwap(splits.classes, m.head))
         say(f"pretrained: {report}")
         card = report.card or card_for(m.name)
+    if m.attn_drop_rate:
+        _drop_attention(model, m.attn_drop_rate)
+    if recipe.data.crop_pct is not None:
+        card = replace(card, crop_pct=recipe.data.crop_pct)
     _choose_what_learns(model, m, say)
     origin = f"trained by Vitrail on {Path(recipe.data.source).name}" + (
         f", starting from {m.pretrained if m.pretrained else m.name}" if source is not None else ""
@@ -74,6 +80,15 @@ def _choose_what_learns(model: nn.Module, m: Model, say: Callable[[str], None]) 
     say(f"{words}; {trained:,} of {total:,} parameters are trained ({trained / total:.1%})")
 
 
+def _drop_attention(model: nn.Module, rate: float) -> None:
+    """Drop this share of the attention weights in every block; it belongs to a run, not to what is saved."""
+    blocks = [module for module in model.modules() if isinstance(module, Attention)]
+    if not blocks:
+        raise UsageError("model.attn_drop_rate has no effect: the network has no attention; mend: leave it out")
+    for block in blocks:
+        block.attn_drop = rate
+
+
 def _crop_pct(recipe: Recipe) -> float:
     """Cut a little: a random resized crop shows things larger than the whole image does (arXiv 1906.06423)."""
     size = recipe.model.img_size
@@ -84,7 +99,8 @@ def build_task(
     recipe: Recipe, splits: Splits, card: Card, device: torch.device, say: Callable[[str], None] = print
 ) -> Task:
     """Return the loss, metrics and postprocess of a resolved recipe; ``card`` is that of the network in training."""
-    options = {"label_smoothing": recipe.train.label_smoothing}
+    t = recipe.train
+    options = {"label_smoothing": t.label_smoothing, "loss": t.loss, "bce_threshold": t.bce_threshold}
     task = create_task(recipe.task, num_classes=len(splits.classes), options=options)
     d = recipe.distill
     if d is None:

@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vitrail.errors import UsageError, did_you_mean
 
-from .sections import Augment, Data, Distill, Model, Optim, Schedule, Section, Train
+from .augmenting import Augment
+from .sections import Data, Distill, Model, Optim, Schedule, Section, Train
 
 PREFIX = "VITRAIL_"
 
@@ -39,11 +40,22 @@ class Recipe(Section):
         epochs, warmup = self.train.epochs, self.schedule.warmup_epochs
         if isinstance(epochs, int) and not isinstance(warmup, str) and warmup >= epochs:
             raise ValueError(f"expected schedule.warmup_epochs below train.epochs ({epochs}), got {warmup}")
+        cooldown = self.schedule.cooldown_epochs
+        if isinstance(epochs, int) and isinstance(cooldown, float):
+            rise = warmup if isinstance(warmup, float) else 0.0
+            if rise + cooldown > epochs:
+                raise ValueError(
+                    f"expected schedule.cooldown_epochs of at most {epochs - rise:g}, what {epochs} epochs leave "
+                    f"after the warm-up, got {cooldown:g}"
+                )
         lr, least = self.optim.lr, self.schedule.min_lr
         if isinstance(lr, float) and isinstance(least, float) and least > lr:
             raise ValueError(f"expected schedule.min_lr <= optim.lr ({lr}), got {least}")
+        self._require_room_for_copies()
         if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name in (".", "..")):
             raise ValueError(f"expected name as one folder name, got {self.name!r}")
+        if self.model.freeze == "backbone" and self.optim.layer_decay is not None:
+            raise ValueError("optim.layer_decay has no effect with model.freeze: backbone; mend: leave it out")
         if self.model.freeze != "none" and self.optim.name == "muon":
             raise ValueError(
                 f"optim.name: muon has no effect with model.freeze: {self.model.freeze}: it moves the matrices of the "
@@ -55,6 +67,20 @@ class Recipe(Section):
                 "off, or distill.cache: off (the teacher is asked about every image anew)"
             )
         return self
+
+    def _require_room_for_copies(self) -> None:
+        """Copies of an image stand in one batch; what is mixed must be another image."""
+        a, batch = self.augment, self.train.batch_size
+        if a.repeats > 1 and not varied(a) and "auto" not in a.model_dump().values():
+            raise ValueError("augment.repeats has no effect: nothing varies the images, all copies are the same")
+        if not isinstance(batch, int) or a.repeats == 1:
+            return
+        least = 2 * a.repeats if a.mix_prob not in ("auto", None, 0) else a.repeats
+        if batch < least:
+            raise ValueError(
+                f"expected train.batch_size of at least {least} with augment.repeats: {a.repeats}"
+                f"{' and mixing' if least > a.repeats else ''}, got {batch}"
+            )
 
     @classmethod
     def load(
@@ -101,7 +127,7 @@ class Recipe(Section):
 def varied(augment: Augment) -> list[str]:
     """Return the settings, known so far, that show an image otherwise in one epoch than in another."""
     still = {"crop": ("none",), "hflip": (0,), "vflip": (0,), "randaugment": (None,), "erasing": (0,)}
-    still |= {"mix_prob": (None, 0)}
+    still |= {"mix_prob": (None, 0), "three_augment": (False,), "color_jitter": (0,), "interpolation": (None,)}
     values = augment.model_dump(mode="json")
     return [f"augment.{k} is {values[k]}" for k, calm in still.items() if values[k] not in (*calm, "auto")]
 

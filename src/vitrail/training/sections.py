@@ -1,7 +1,7 @@
 """The sections of a recipe: every option, its meaning, its default.
 
 ``auto`` is worked out from the data by defaults.py before a run starts; a run's ``recipe.yaml`` holds no ``auto``.
-Combinations in which an option would do nothing are refused here.
+Combinations in which an option would do nothing are refused here. The section ``augment`` is in augmenting.py.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from .habits import ALL_OPTIONS, HABITS
 
 Auto = Literal["auto"]
 T = TypeVar("T")
@@ -42,6 +44,8 @@ class Model(Section):
     name: str = Field("auto", description="a name of `vitrail models`, or auto: by the weights, or by the images' size")
     img_size: Size | Auto = Field("auto", description="pixels: one number, or [height, width]")
     drop_path_rate: Share | Auto = Field("auto", description="stochastic depth of the last block")
+    drop_rate: Decay | None = Field(None, description="dropout; null: what the model has, usually none")
+    attn_drop_rate: Decay = Field(0.0, description="dropout of the attention weights")
     pretrained: str | bool | None = Field(None, description="path, folder, hf-hub:org/name; true: the default origin")
     sha256: str | Auto | None = Field(
         "auto", description="of the pretrained weights; a run fills it in, and then takes no others"
@@ -57,7 +61,7 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _one_place(self) -> Model:
-        for key in ("img_size", "drop_path_rate"):
+        for key in ("img_size", "drop_path_rate", "drop_rate"):
             if key in self.options:
                 raise ValueError(f"expected {key} as model.{key}, got it in model.options")
         if "num_classes" in self.options:
@@ -84,10 +88,11 @@ class Model(Section):
                 raise ValueError(f"head: {self.head} has no effect without pretrained weights; mend: leave it out")
             if self.sha256 not in ("auto", None):
                 raise ValueError("sha256 has no effect without pretrained weights; mend: leave it out")
-        if self.freeze != "none" and self.drop_path_rate not in ("auto", 0):
-            raise ValueError(
-                f"drop_path_rate has no effect with freeze: {self.freeze}, which runs the backbone as in evaluation"
-            )
+        for key in ("drop_path_rate", "attn_drop_rate"):
+            if self.freeze != "none" and getattr(self, key) not in ("auto", 0):
+                raise ValueError(
+                    f"{key} has no effect with freeze: {self.freeze}, which runs the backbone as in evaluation"
+                )
         return self
 
 
@@ -108,6 +113,9 @@ class Data(Section):
     )
     cache: Literal["auto", "none", "all"] = Field("auto", description="keep images in memory; auto: what fits well")
     workers: Annotated[int, Field(ge=0)] | Auto = Field("auto", description="reading threads; auto: one a core")
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="share of the side that evaluation cuts out of the centre; null: what suits weights and crop"
+    )
     max_broken: Share = Field(0.01, description="share of unreadable training images that is put up with")
     allow_empty: bool = Field(False, description="accept classes that have no training image")
 
@@ -118,64 +126,49 @@ class Data(Section):
         return self
 
 
-class RandAugment(Section):
-    """Random operations an image; Cubuk et al. 2020, arXiv 1909.13719."""
-
-    num_ops: Positive = Field(2, description="operations an image")
-    magnitude: Annotated[float, Field(ge=0, le=10)] = Field(9.0, description="strength, 0 to 10")
-
-
-class Augment(Section):
-    """How training images are varied."""
-
-    crop: Literal["resized", "padded", "none"] | Auto = Field(
-        "auto", description="resized: a random part; padded: shifted by padding; none: whole image"
-    )
-    scale: tuple[Share, Share] | Auto | None = Field("auto", description="area of a resized crop, least and most")
-    ratio: tuple[Rate, Rate] | Auto | None = Field("auto", description="aspect ratio of a resized crop")
-    padding: Positive | Auto | None = Field("auto", description="pixels of shift of a padded crop")
-    hflip: Share | Auto = Field("auto", description="probability of a left-right flip")
-    vflip: Share = Field(0.0, description="probability of an upside-down flip")
-    randaugment: RandAugment | Auto | None = Field("auto", description="null: off")
-    erasing: Share | Auto = Field("auto", description="probability of erasing a rectangle")
-    mixup: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="alpha of MixUp; 0: off")
-    cutmix: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="alpha of CutMix; 0: off")
-    mix_prob: Share | Auto | None = Field("auto", description="share of batches that are mixed")
-
-    @model_validator(mode="after")
-    def _no_idle_option(self) -> Augment:
-        for key, crop in (("scale", "resized"), ("ratio", "resized"), ("padding", "padded")):
-            if getattr(self, key) not in ("auto", None) and self.crop not in (crop, "auto"):
-                raise ValueError(f"{key} has no effect with crop: {self.crop}; mend: crop: {crop}, or leave {key} out")
-        for key in ("scale", "ratio"):
-            pair = getattr(self, key)
-            if isinstance(pair, tuple) and pair[0] > pair[1]:
-                raise ValueError(f"expected {key} as [least, most], got {list(pair)}")
-        if self.mixup == 0 and self.cutmix == 0 and self.mix_prob not in ("auto", None):
-            raise ValueError("mix_prob has no effect with mixup: 0 and cutmix: 0; mend: set one, or leave mix_prob out")
-        return self
-
-
 class Optim(Section):
     """The optimiser."""
 
-    name: Literal["adamw", "muon"] | Auto = Field(
+    name: Literal["adamw", "muon", "sgd", "lion", "adafactor"] | Auto = Field(
         "auto",
         description="no decay on biases, norms, positions, tokens; muon: in the blocks, AdamW elsewhere",
     )
     lr: Rate | Auto = Field("auto", description="highest learning rate")
-    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="of AdamW's averages of gradient and square")
-    eps: Rate = Field(1e-8, description="added to the root of the square")
-    weight_decay: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="decoupled, times the rate")
-    momentum: Decay | None = Field(None, description="of Muon's average of the gradient; 0.95 where Muon is used")
+    betas: tuple[Decay, Decay] | Auto | None = Field(
+        "auto",
+        description="adamw, muon: of the averages of gradient and square; lion: for the step, for the memory; "
+        "adafactor: of the momentum, and where the decay of the squares ends",
+    )
+    eps: Rate | Auto | None = Field("auto", description="adamw, muon: added to the root of the square")
+    weight_decay: Annotated[float, Field(ge=0)] | Auto = Field(
+        "auto", description="decoupled, times the rate; sgd: added to the gradient"
+    )
+    head_weight_decay: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="of the classifier alone; null: as weight_decay"
+    )
+    layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="factor on the rate from each block to the one before it; null: one rate for all"
+    )
+    momentum: Decay | Auto | None = Field("auto", description="sgd, muon: of the average of the gradient")
+    nesterov: bool | None = Field(None, description="sgd: look ahead along the momentum")
     clip_norm: Rate | None = Field(1.0, description="gradients are scaled down to this norm; null: never")
 
     @model_validator(mode="after")
-    def _momentum_is_muons(self) -> Optim:
-        if self.name == "muon" and self.momentum is None:
-            self.momentum = 0.95
-        if self.name == "adamw" and self.momentum is not None:
-            raise ValueError(f"momentum has no effect with name: {self.name}; mend: name: muon, or leave momentum out")
+    def _options_of_the_optimizer(self) -> Optim:
+        if self.name == "auto":
+            return self
+        own = HABITS[self.name].options
+        for key in ALL_OPTIONS:
+            value = getattr(self, key)
+            if key in own and value is None:
+                setattr(self, key, own[key] if key == "nesterov" else "auto")
+            if key not in own and value not in ("auto", None):
+                takers = " or ".join(name for name, habit in HABITS.items() if key in habit.options)
+                raise ValueError(
+                    f"{key} has no effect with name: {self.name}; mend: name: {takers}, or leave {key} out"
+                )
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov has no effect with momentum: 0; mend: momentum: 0.9, or leave nesterov out")
         return self
 
 
@@ -214,15 +207,44 @@ class Distill(Section):
 class Schedule(Section):
     """The learning rate over time."""
 
-    name: Literal["cosine", "constant"] = Field("cosine", description="constant: flat after the warm-up")
+    name: Literal["cosine", "linear", "rsqrt", "constant"] = Field(
+        "cosine", description="after the warm-up; rsqrt: 1 / root of the time; constant: flat"
+    )
     warmup_epochs: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="linear rise at the start")
-    min_lr: Annotated[float, Field(ge=0)] | Auto | None = Field("auto", description="where the cosine ends")
+    min_lr: Annotated[float, Field(ge=0)] | Auto | None = Field(
+        "auto", description="where cosine and linear end, and where a cooldown ends"
+    )
+    cooldown_epochs: Annotated[float, Field(ge=0)] | Auto | None = Field(
+        None, description="rsqrt, constant: linear fall at the end; 0: none; null: none for constant, auto for rsqrt"
+    )
+    timescale_epochs: Rate | Auto | None = Field(
+        None, description="rsqrt: three times this long after the warm-up the rate has halved; null: auto"
+    )
 
     @model_validator(mode="after")
     def _no_idle_option(self) -> Schedule:
-        if self.name == "constant" and self.min_lr not in ("auto", None):
-            raise ValueError("min_lr has no effect with name: constant; mend: name: cosine, or leave min_lr out")
+        if self.name == "rsqrt":
+            self._fill("cooldown_epochs", "timescale_epochs")
+        elif self.timescale_epochs not in ("auto", None):
+            raise ValueError(
+                f"timescale_epochs has no effect with name: {self.name}; mend: name: rsqrt, or leave it out"
+            )
+        if self.name in ("cosine", "linear") and self.cooldown_epochs not in ("auto", None):
+            raise ValueError(
+                f"cooldown_epochs has no effect with name: {self.name}, which falls to its end; "
+                "mend: name: constant or rsqrt, or leave cooldown_epochs out"
+            )
+        if self.name in ("rsqrt", "constant") and not self.cooldown_epochs and self.min_lr not in ("auto", None):
+            raise ValueError(
+                f"min_lr has no effect with name: {self.name} without a cooldown; "
+                "mend: name: cosine, or cooldown_epochs, or leave min_lr out"
+            )
         return self
+
+    def _fill(self, *keys: str) -> None:
+        for key in keys:
+            if getattr(self, key) is None:
+                setattr(self, key, "auto")
 
 
 class Train(Section):
@@ -231,6 +253,10 @@ class Train(Section):
     epochs: Positive | Auto = Field("auto", description="times through the training images")
     batch_size: Positive | Auto = Field("auto", description="images an update")
     accumulation: Positive = Field(1, description="pieces a batch is computed in: less memory, the same gradient")
+    loss: Literal["ce", "bce"] = Field("ce", description="cross entropy, or a yes-or-no question a class (DeiT III)")
+    bce_threshold: Decay | None = Field(
+        None, description="mixed targets above this count as whole ones in loss: bce; null: as they are"
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Auto = Field("auto", description="spread over all classes")
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | Auto | None = Field("auto", description="null: no average")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 keeps float32 master weights")
@@ -247,6 +273,10 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Train:
+        if self.loss != "bce" and self.bce_threshold is not None:
+            raise ValueError(
+                f"bce_threshold has no effect with loss: {self.loss}; mend: loss: bce, or leave bce_threshold out"
+            )
         if isinstance(self.batch_size, int) and self.accumulation > self.batch_size:
             raise ValueError(
                 f"expected accumulation <= batch_size: a batch of {self.batch_size} cannot be cut in "

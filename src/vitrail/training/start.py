@@ -13,9 +13,10 @@ from vitrail.weights import Folder, card_for, open_folder
 from vitrail.weights.configs import is_variant
 from vitrail.weights.read import sha256, weight_files
 
+from .recipe import merge
 from .sections import HUB_PREFIX, Model
 
-SET_APART = ("img_size", "num_classes", "drop_path_rate")  # a recipe has places of their own for these, or the data
+SET_APART = ("img_size", "num_classes", "drop_path_rate", "drop_rate")  # a recipe has places of their own for these, or the data
 
 
 def source_of(model: Model) -> str | None:
@@ -72,7 +73,7 @@ def adopt(model: Model) -> dict[str, Any]:
     for key, value in told.items():  # of a group of fields only those that differ
         if isinstance(value, dict):
             told[key] = {k: v for k, v in value.items() if v != base[key][k]}
-    return {"name": name, "options": {**_plain(told), **model.options}}
+    return {"name": name, "options": merge(_plain(told), model.options)}
 
 
 def _nearest(folder: Folder) -> str:
