@@ -103,7 +103,7 @@ def build_task(
     options = {"label_smoothing": t.label_smoothing, "loss": t.loss, "bce_threshold": t.bce_threshold}
     task = create_task(recipe.task, num_classes=len(splits.classes), options=options)
     d = recipe.distill
-    if d is None:
+    if d is None or d.unlabelled is not None:  # in self-training the teacher was asked before
         return task
     assert isinstance(task, Classify), "a recipe with a teacher is one of classification"
     precision, theirs = recipe.train.precision, recipe.data.source
