@@ -86,6 +86,9 @@ def test_fine_tuning_is_shorter_and_slower(tmp_path: Path) -> None:
     tuned = settle(facts, **{"model.name": "vit_tiny_patch16_224", "model.pretrained": weights})
     assert tuned.train.epochs < scratch.train.epochs
     assert tuned.optim.lr < scratch.optim.lr
+    for few in ({"model.lora": {}}, {"model.freeze": "backbone"}):
+        given = {"model.name": "vit_tiny_patch16_224", "model.pretrained": weights, **few}
+        assert settle(facts, **given).optim.lr == pytest.approx(10 * tuned.optim.lr)
     with pytest.raises(UsageError, match=r"expected model\.name with model\.pretrained"):
         settle(facts, **{"model.pretrained": weights})
 

@@ -211,10 +211,7 @@ def test_layers_that_the_network_lacks_are_named(photos: Path, tmp_path: Path) -
 
 def test_muon_moves_adapters(photos: Path, tmp_path: Path) -> None:
     source = weights(tmp_path, "test_vit")
-    made = tune(
-        photos, tmp_path, **{"model.pretrained": str(source), "model.lora": LORA, "optim.name": "muon"}
-    )
+    made = tune(photos, tmp_path, **{"model.pretrained": str(source), "model.lora": LORA, "optim.name": "muon"})
     assert not torch.equal(
         state(made.folder / "last")["blocks.0.attn.qkv.weight"], state(source)["blocks.0.attn.qkv.weight"]
     )
-

@@ -80,9 +80,7 @@ def test_a_name_that_two_classes_share_is_not_matched(tmp_path):
     model = create_model("test_vit", num_classes=3)
     classes = ClassMap(("crane", "crane", "owl"), ("bird", "machine", "owl"))
     folder = save_folder(tmp_path / "m", model, card=Card(name="test_vit"), classes=classes)
-    report = load_weights(
-        create_model("test_vit", num_classes=2), folder, head=HeadSwap(ClassMap.of(["crane", "owl"]))
-    )
+    report = load_weights(create_model("test_vit", num_classes=2), folder, head=HeadSwap(ClassMap.of(["crane", "owl"])))
     assert "rows of 1 of 2 classes: owl" in str(report)
 
 

@@ -247,7 +247,8 @@ def _length(recipe: Recipe, facts: Facts, device: torch.device, settle: Any) -> 
     seen *= 1 if device.type == "cpu" else 5
     epochs: int = _or(recipe.train.epochs, min(most, max(least, round(seen / facts.count))))
     settle("train.epochs", epochs, f"about {epochs * facts.count:,} images seen")
-    name, base = ("adamw", 1e-4) if tuned else (preset.optimizer, preset.lr)
+    few = recipe.model.lora is not None or recipe.model.freeze != "none"  # fresh weights alone stand a higher rate
+    name, base = ("adamw", 1e-3 if few else 1e-4) if tuned else (preset.optimizer, preset.lr)
     settle("optim.name", name, "fine-tuning" if tuned else preset.basis)
     lr = _optimizer(recipe, _or(recipe.optim.name, name), base, batch, settle)
     settle("train.label_smoothing", 0.1, "DeiT's value")

@@ -16,7 +16,12 @@ from vitrail.weights.read import sha256, weight_files
 from .recipe import merge
 from .sections import HUB_PREFIX, Model
 
-SET_APART = ("img_size", "num_classes", "drop_path_rate", "drop_rate")  # a recipe has places of their own for these, or the data
+SET_APART = (
+    "img_size",
+    "num_classes",
+    "drop_path_rate",
+    "drop_rate",
+)  # a recipe has places of their own for these, or the data
 
 
 def source_of(model: Model) -> str | None:
