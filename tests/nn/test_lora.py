@@ -1,4 +1,4 @@
-"""Adapters: nothing changes at first, only they learn, merged equals unmerged; on every family that has linear layers."""
+"""Adapters: nothing changes at first, only they learn, merged equals unmerged; on every family with linear layers."""
 
 import copy
 
