@@ -13,10 +13,12 @@ import torch
 from vitrail.classes import ClassMap
 from vitrail.errors import UsageError, WeightsError
 from vitrail.models import create_model
+from vitrail.nn import freeze_backbone
 from vitrail.training import RunResult, resume, train
 from vitrail.training import run as run_module
 from vitrail.training.loop import Loop
 from vitrail.training.recipe import Recipe
+from vitrail.training.sharding import require_shardable
 from vitrail.training.signals import Interrupted
 from vitrail.weights import Card, load_folder, open_folder, save_folder
 
@@ -215,3 +217,11 @@ def test_muon_moves_adapters(photos: Path, tmp_path: Path) -> None:
     assert not torch.equal(
         state(made.folder / "last")["blocks.0.attn.qkv.weight"], state(source)["blocks.0.attn.qkv.weight"]
     )
+
+
+def test_frozen_weights_are_not_cut_into_slices() -> None:
+    model = create_model("test_vit")
+    require_shardable(model, "adamw")
+    freeze_backbone(model)
+    with pytest.raises(UsageError, match=r"frozen weights .*parallel=ddp"):
+        require_shardable(model, "adamw")
