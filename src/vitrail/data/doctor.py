@@ -39,7 +39,7 @@ def check(
     ``progress(done, total)`` is called now and then; ``problems_csv``: a file (outside the data) for the full list.
     Raises :class:`DataError` where there is no data set at all.
     """
-    layout = read_layout(source, outside_links=outside_links)
+    layout = read_layout(source, outside_links=outside_links, sequential=True)
     facts = scan(layout, workers=workers, progress=progress)
     report = _facts(layout, facts)
     examiner = _Examiner(layout, facts, report)
