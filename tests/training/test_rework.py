@@ -136,6 +136,8 @@ def test_names_and_copies_stay_sound(compile: bool, images: Tensor) -> None:
 def test_a_network_without_blocks_cannot_recompute() -> None:
     with pytest.raises(UsageError, match="no effect"):
         rework(nn.Linear(2, 2), recompute=True, compile=False)
+    with pytest.raises(UsageError, match="no effect"):
+        rework(network("test_vit").requires_grad_(False), recompute=True, compile=False)
 
 
 class Whole(nn.Module):

@@ -33,7 +33,7 @@ from .plan import Network
 from .precision import use_threads
 from .progress import Progress
 from .recipe import Recipe
-from .rework import rework
+from .rework import can_recompute, rework
 from .session import Identity, Session
 from .timeline import Timeline, record
 
@@ -58,7 +58,7 @@ class Probe:
     """What was measured of a run.
 
     ``network``: what is trained and kept; ``moments``: bytes the optimiser remembers. ``steps`` and ``paces`` are by
-    whether blocks recompute; ``False`` alone for a network without blocks. ``resting`` are the bytes of an image in a
+    whether blocks recompute; ``False`` alone where blocks cannot. ``resting`` are the bytes of an image in a
     batch that waits or is worked on, ``waiting`` the batches that are ready at a time, ``held_out`` the images of the
     largest split that is evaluated, ``process`` what is taken besides tensors.
     """
@@ -117,7 +117,7 @@ def _measure(session: Session, recipe: Recipe, facts: Facts, timed: bool) -> Pro
     paces = {False: _pace(loop, batch)} if timed else {}
     update_s = _seconds(lambda: _update(loop), device) if timed else 0.0
     evaluation_s = _evaluation(session, batch) if timed else 0.0
-    if network.blocks:
+    if can_recompute(session.model):
         rework(session.model, recompute=True, compile=False)
         steps[True] = _steps(loop, batch)
         if timed:

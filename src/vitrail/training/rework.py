@@ -34,13 +34,13 @@ def rework(model: nn.Module, *, recompute: bool, compile: bool, backend: str = "
     rounding if compiled (whose drop path and dropout draw other numbers). In evaluation nothing is recomputed.
 
     Raises:
-        UsageError: ``recompute`` for a network without blocks: it would have no effect.
+        UsageError: ``recompute`` for a network without blocks that learn: it would have no effect.
     """
     blocks = list(blocks_of(model).values())
-    if recompute and not blocks:
+    if recompute and not can_recompute(model):
         raise UsageError(
-            f"train.recompute has no effect: expected a network with a list of blocks, got {type(model).__name__}; "
-            "mend: leave it out, or raise train.accumulation"
+            "train.recompute has no effect: expected a network with a list of blocks that learn, got "
+            f"{type(model).__name__} with {len(blocks)} blocks, all frozen; mend: leave it out, or raise train.accumulation"
         )
     if compile:
         _allow_graphs(len(blocks))
@@ -52,6 +52,11 @@ def rework(model: nn.Module, *, recompute: bool, compile: bool, backend: str = "
     for block in blocks if recompute or compile else []:
         run = runs[type(block)]
         block.forward = MethodType(_recomputed(run) if recompute else run, block)
+
+
+def can_recompute(model: nn.Module) -> bool:
+    """Tell whether recomputation would do anything: frozen blocks keep nothing for a backward pass."""
+    return any(p.requires_grad for block in blocks_of(model).values() for p in block.parameters())
 
 
 def _run_of(kind: type[nn.Module], compile: bool, backend: str) -> Run:
