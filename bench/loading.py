@@ -3,8 +3,8 @@
     python bench/loading.py                                  # 1,500 made pictures of 500 x 375, about 2 minutes
     python bench/loading.py --data PHOTOS --workers 0 2 8    # your own
 
-The ways take turns and the best of ``--rounds`` counts, so that a busy machine is busy for all of them alike. ``--cold``
-asks the operating system to forget the files before each measurement, so that the disk is measured and not memory.
+The ways take turns and the best of ``--rounds`` counts: a busy machine is busy for all of them alike. ``--cold`` asks
+the operating system to forget the files before each measurement, so that the disk is measured and not memory.
 """
 
 from __future__ import annotations

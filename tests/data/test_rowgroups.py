@@ -11,9 +11,9 @@ import pytest
 from tests.data.making import encoded, write_parquet
 from vitrail.data import parquet as parquet_module
 from vitrail.data.order import Windowed
-from vitrail.data.rowgroups import Group, GroupCache, GroupStore
+from vitrail.data.rowgroups import Group, GroupCache, GroupStore, require_room
 from vitrail.data.sources import read_layout
-from vitrail.errors import DataError
+from vitrail.errors import DataError, UsageError
 
 NAMES = ["ape", "bee"]
 
@@ -63,6 +63,15 @@ def test_a_window_unpacks_each_group_once(table: Path) -> None:
     assert all(store.blob(row) == encoded(row) for row in order.tolist())
     assert cache.loads == len(cache.groups) == 16
     assert cache.used <= cache.budget
+
+
+@pytest.mark.usefixtures("small")
+def test_a_window_larger_than_the_cache_is_refused(table: Path) -> None:
+    store = store_of(table)
+    store.cache.budget = 2 * max(group.size for group in store.cache.groups)
+    require_room(store, 2)
+    with pytest.raises(UsageError, match="3 row groups"):
+        require_room(store, 3)
 
 
 @pytest.mark.usefixtures("small")

@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitrail.errors import UsageError
+
 from .decode import BrokenImage, open_regular, read_image
-from .imageset import printable
+from .imageset import Store, printable
 from .memory import available_bytes
 
 if TYPE_CHECKING:
@@ -111,6 +113,20 @@ class GroupStore:
 
     def read(self, row: int) -> Tensor:
         return read_image(self.blob(row))
+
+
+def require_room(store: Store, window: int) -> None:
+    """Raise :class:`UsageError` if a window is more than the cache holds: each image would unpack a group."""
+    if not isinstance(store, GroupStore):
+        return
+    cache = store.cache
+    needed = sum(sorted((group.size for group in cache.groups), reverse=True)[:window])
+    if needed > cache.budget:
+        raise UsageError(
+            f"expected a data.window that fits {cache.budget / 2**20:,.0f} MiB (a quarter of the free memory of each "
+            f"process), got {window} row groups of {needed / 2**20:,.0f} MiB; mend: a smaller data.window, or "
+            "`vitrail data shard`, whose windows cost no memory"
+        )
 
 
 def group_of(starts: list[int], rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from vitrail.data.mixing import Mix
 from vitrail.data.order import Order, Repeated, training_order, windowed
 from vitrail.data.randaugment import RandAugment
 from vitrail.data.resample import resize
+from vitrail.data.rowgroups import require_room
 from vitrail.data.transforms import Crop, Draws, EvalCrop, PadCrop, TrainCrop
 from vitrail.errors import UsageError
 from vitrail.weights import Card
@@ -56,6 +57,7 @@ def train_order(recipe: Recipe, images: ImageSet) -> Order:
     if recipe.data.window is None:
         return training_order(images.labels, seed, recipe.data.balance, repeats, batch)
     order = windowed(images.shards(), seed, recipe.data.window)
+    require_room(images.store, recipe.data.window)
     return order if repeats == 1 else Repeated(order, repeats, batch)
 
 

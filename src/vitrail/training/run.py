@@ -27,7 +27,7 @@ from .recipe import Recipe
 from .selftrain import with_unlabelled
 from .session import Identity, Session, finite
 from .signals import Interrupted
-from .world import PeerLost, World, open_world, restart_advice
+from .world import ALONE, PeerLost, World, open_world, restart_advice
 
 # Keys that may change between the start of a run and its resumption: they do not change what is computed.
 FREE = (
@@ -73,7 +73,7 @@ def train(
         if begun is not None:
             return _resume(begun, (), world, progress)
         device = own_device(asked.train.device, world)
-        splits = with_unlabelled(asked, _open(asked), None, progress.say)
+        splits = with_unlabelled(asked, _open(asked), None, progress.say, world)
         for note in splits.notes:
             progress.say(note)
         settled, made = resolve(asked, measure(splits.train), device, has_val="val" in _own_splits(asked))
@@ -146,7 +146,7 @@ def restored(
     path: Path, recipe: Recipe, force: Sequence[str], world: World, progress: Progress
 ) -> tuple[Session, Saved | None]:
     """Return a session at the newest healthy checkpoint of the run in ``path``, and that checkpoint, if any."""
-    splits, identity = prepared(path, recipe, progress)
+    splits, identity = prepared(path, recipe, progress, world)
     saved = newest(path, world, progress)
     if saved is not None:
         require_same(saved.state["identity"], identity.to_json(), force)
@@ -157,9 +157,9 @@ def restored(
     return session, saved
 
 
-def prepared(path: Path, recipe: Recipe, progress: Progress) -> tuple[Splits, Identity]:
+def prepared(path: Path, recipe: Recipe, progress: Progress, world: World = ALONE) -> tuple[Splits, Identity]:
     """Return the data of the run in ``path``, and what a checkpoint must agree with."""
-    splits = with_unlabelled(recipe, _open(recipe), path, progress.say)
+    splits = with_unlabelled(recipe, _open(recipe), path, progress.say, world)
     return splits, Identity(fingerprint(splits), splits.classes.to_json(), recipe.flat())
 
 

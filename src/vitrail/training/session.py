@@ -71,7 +71,7 @@ class Session:
         world.require_divisor(t.batch_size)
         self.device = own_device(t.device, world)
         self.model, self.card = build_model(recipe, splits, progress.say)
-        self.task = build_task(recipe, splits, self.card, self.device, progress.say)
+        self.task = build_task(recipe, splits, self.card, self.device, progress.say, world)
         self.params = sum(p.numel() for p in self.model.parameters())
         self.slices = self._slices()
         self.model.to(self.device)
