@@ -64,6 +64,9 @@ def test_the_process_environment_is_read_by_default(monkeypatch: pytest.MonkeyPa
         ({"train.epochs": 5, "schedule.warmup_epochs": 5}, r"warmup_epochs below train\.epochs"),
         ({"train.epochs": 2, "train.eval_every": 3}, r"eval_every <= epochs \(2\), got 3"),
         ({"schedule.min_lr": 1.0, "optim.lr": 0.1}, r"min_lr <= optim\.lr"),
+        ({"data.balance": "sqrt", "train.class_weights": "balanced"}, r"balance and train\.class_weights, .*twice"),
+        ({"data.balance": "equal", "train.logit_adjustment": 1}, r"correct twice"),
+        ({"train.class_weights": "effective", "train.logit_adjustment": 0.5}, r"correct twice"),
     ],
 )  # fmt: skip
 def test_errors_name_the_place_and_the_fix(given: dict[str, object], message: str) -> None:
@@ -80,6 +83,7 @@ def test_errors_name_the_place_and_the_fix(given: dict[str, object], message: st
         {"augment.crop": "resized", "augment.padding": 2},
         {"augment.mixup": 0, "augment.cutmix": 0, "augment.mix_prob": 0.5},
         {"schedule.name": "constant", "schedule.min_lr": 1e-6},
+        {"train.class_weights": "balanced", "train.effective_beta": 0.99},
     ],
 )
 def test_an_option_that_would_do_nothing_is_an_error(given: dict[str, object]) -> None:

@@ -72,6 +72,7 @@ def _show(chosen: HeldOut, metrics: dict[str, float], per_class: list[dict[str, 
     if len(per_class) > 5:
         rows.append(("among the best five", f"{metrics['top5']:.2%}"))
     rows += [
+        ("balanced accuracy, mean over classes", f"{metrics['macro_recall']:.2%}"),
         ("F1, mean over classes", f"{metrics['macro_f1']:.2%}"),
         ("loss (cross entropy)", f"{metrics['loss']:.4f}"),
         ("calibration error", f"{metrics['ece']:.2%}"),

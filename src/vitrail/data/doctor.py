@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from . import report as r
 from .duplicates import exact_groups, near_pairs
 from .imageset import printable
+from .imbalance import CORRECTIONS, imbalance
 from .layout import SPLITS, Layout, twins
 from .report import DataReport, Finding, Problem
 from .scan import Progress, Scan, scan
 from .sources import read_layout
 
-IMBALANCE = 10  # largest to smallest class
 HUGE = 16  # times the median number of pixels
 _SEVERITIES = (r.ERROR, r.WARNING, r.INFO)
 
@@ -128,15 +128,12 @@ def _classes(x: _Examiner) -> None:
             "twin_names", r.WARNING, "class names differ only by case, spaces or Unicode form",
             "if they are one class, join the folders; if not, rename one", names,
         )  # fmt: skip
-    full = train[train > 0]
-    if len(full) > 1 and full.max() > IMBALANCE * full.min():
-        most, least = (layout.classes.names[int(np.flatnonzero(train == v)[0])] for v in (full.max(), full.min()))
-        x.add(
-            "imbalance", r.WARNING,
-            f"the largest class ({most}: {full.max()}) has {full.max() / full.min():.0f} times the images of the "
-            f"smallest ({least}: {full.min()})",
-            "watch the accuracy of each class, not only the mean; add images of the small classes", [], count=1,
-        )  # fmt: skip
+    unequal = imbalance(train, layout.classes.names)
+    x.add(
+        "imbalance", r.WARNING, unequal or "",
+        "watch each class, not only the mean (train.monitor=macro_recall); add images of the small classes, or set "
+        f"one of {CORRECTIONS}", [], count=int(unequal is not None),
+    )  # fmt: skip
     if "val" not in layout.parts:
         x.add(
             "no_val", r.INFO, "there is no validation split",

@@ -1,7 +1,8 @@
 """Image classification: one label an image.
 
 Soft targets and label smoothing: Szegedy et al. 2016, arXiv 1512.00567, section 7. Two heads (class and distillation
-token): Touvron et al. 2021, arXiv 2012.12877, section 4, trained here without a teacher.
+token): Touvron et al. 2021, arXiv 2012.12877, section 4, trained here without a teacher. Weights and shifts for unequal
+classes: :mod:`.imbalance`.
 B batch, K classes.
 """
 
@@ -11,10 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from vitrail.errors import require_known
 from vitrail.metrics.classification import ClassificationMetrics
 
 from .base import Losses
@@ -52,19 +56,41 @@ class Classification:
         return best, index
 
 
+MONITORS = ("top1", "macro_recall", "macro_f1")
+
+
 class Classify:
     """Cross entropy over one label an image, with soft targets and smoothing."""
 
     name = "classify"
-    monitor = "top1"
 
-    def __init__(self, num_classes: int, *, label_smoothing: float = 0.0) -> None:
-        """``label_smoothing`` in [0, 1): the share of each target spread evenly over all K classes."""
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: ArrayLike | None = None,
+        logit_shift: ArrayLike | None = None,
+        monitor: str = "top1",
+    ) -> None:
+        """Set what is computed.
+
+        Args:
+            num_classes: K.
+            label_smoothing: in [0, 1), the share of each target spread evenly over all K classes.
+            class_weights: (K,), what an image of each class counts in the loss; one mixed from two classes counts the
+                mean of both. Smoothing changes no weight.
+            logit_shift: (K,), added to the logits in training only (tau times the log prior: logit adjustment).
+            monitor: the metric that chooses the best weights, of :data:`MONITORS`.
+        """
         if num_classes < 1:
             raise ValueError(f"expected num_classes >= 1, got {num_classes}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"expected label_smoothing in [0, 1), got {label_smoothing}")
-        self.num_classes, self.label_smoothing = num_classes, label_smoothing
+        require_known([monitor], MONITORS, "metric to monitor")
+        self.num_classes, self.label_smoothing, self.monitor = num_classes, label_smoothing, monitor
+        self.class_weights = _vector(class_weights, num_classes, "class_weights")
+        self.logit_shift = _vector(logit_shift, num_classes, "logit_shift")
 
     def step(self, model: nn.Module, batch: LabelledImages) -> Losses:
         """Return the mean cross entropy over the kept images; both heads of a distilled model are named."""
@@ -78,7 +104,14 @@ class Classify:
         if logits.ndim != 2 or logits.shape[1] != self.num_classes:
             raise ValueError(f"expected logits (B, {self.num_classes}), got {tuple(logits.shape)}")
         target = batch.labels if batch.targets is None else batch.targets.float()
-        each = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing, reduction="none")
+        logits = logits.float()
+        if self.logit_shift is not None:
+            self.logit_shift = self.logit_shift.to(logits.device)
+            logits = logits + self.logit_shift
+        each = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing, reduction="none")
+        if self.class_weights is not None:
+            self.class_weights = weights = self.class_weights.to(logits.device)
+            each = each * (weights[target] if batch.targets is None else target @ weights)
         # what stands in the place of an image that could not be read must reach neither the mean nor the gradient
         kept = batch.keep.to(each.device)
         return torch.where(kept, each, 0.0).sum() / kept.sum().clamp_min(1)
@@ -94,6 +127,15 @@ class Classify:
     def metrics(self) -> ClassifyMetrics:
         """Return a fresh accumulator over K classes."""
         return ClassifyMetrics(self.num_classes)
+
+
+def _vector(values: ArrayLike | None, count: int, what: str) -> Tensor | None:
+    if values is None:
+        return None
+    found = torch.from_numpy(np.asarray(values, dtype=np.float32))
+    if found.shape != (count,) or not bool(found.isfinite().all()):
+        raise ValueError(f"expected {what} of {count} finite numbers, got {found.tolist()}")
+    return found
 
 
 class ClassifyMetrics:

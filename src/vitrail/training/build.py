@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from vitrail.data.imbalance import CORRECTIONS, imbalance
 from vitrail.data.sources import Splits
 from vitrail.models import create_model
 from vitrail.tasks import Task, create_task
+from vitrail.tasks.imbalance import BETA, class_weights, log_prior
 from vitrail.weights import Card, card_for, load_folder, load_pretrained
 
 from .recipe import Recipe
@@ -43,7 +46,25 @@ def _crop_pct(recipe: Recipe) -> float:
     return 0.9 if recipe.augment.crop == "resized" and min(size if isinstance(size, tuple) else (size,)) > 128 else 1.0
 
 
+def about_imbalance(recipe: Recipe, splits: Splits) -> str | None:
+    """Return a sentence on classes of very unequal size, and what the recipe does about them or could do; or None."""
+    found = imbalance(splits.train.counts(), splits.classes.names)
+    if found is None:
+        return None
+    flat = recipe.flat()
+    done = [f"{k}={flat[k]}" for k in ("data.balance", "train.class_weights", "train.logit_adjustment")]
+    done = [setting for setting in done if not setting.endswith(("=none", "=0.0"))]
+    what = f"corrected by {done[0]}" if done else f"to make up for it, set one of {CORRECTIONS}"
+    watched = "" if recipe.train.monitor != "top1" else "; train.monitor=macro_recall chooses weights by the class mean"
+    return f"{found}: {what}{watched}"
+
+
 def build_task(recipe: Recipe, splits: Splits) -> Task:
     """Return the loss, metrics and postprocess of a resolved recipe."""
-    options = {"label_smoothing": recipe.train.label_smoothing}
+    t, counts = recipe.train, splits.train.counts()
+    options: dict[str, Any] = {"label_smoothing": t.label_smoothing, "monitor": t.monitor}
+    if t.class_weights != "none":
+        options["class_weights"] = class_weights(counts, t.class_weights, beta=t.effective_beta or BETA)
+    if t.logit_adjustment:
+        options["logit_shift"] = t.logit_adjustment * log_prior(counts)
     return create_task(recipe.task, num_classes=len(splits.classes), options=options)

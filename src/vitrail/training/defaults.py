@@ -233,6 +233,7 @@ def _length(recipe: Recipe, facts: Facts, device: torch.device, settle: Any) -> 
     lr = float(f"{base * math.sqrt(batch / REFERENCE_BATCH):.2g}")
     settle("optim.lr", lr, f"{base:g} at a batch of {REFERENCE_BATCH}, with the square root of the batch")
     settle("optim.weight_decay", 0.05, "DeiT's value")
+    settle("train.monitor", "top1", "the share of images that are right")
     settle("train.label_smoothing", 0.1, "DeiT's value")
     settle("schedule.warmup_epochs", round(min(5.0, 0.1 * epochs), 2), "a tenth of the run, at most 5 epochs")
     least_lr = None if recipe.schedule.name == "constant" else float(f"{_or(recipe.optim.lr, lr) / 100:.4g}")

@@ -45,6 +45,22 @@ class Recipe(Section):
             raise ValueError(f"expected name as one folder name, got {self.name!r}")
         return self
 
+    @model_validator(mode="after")
+    def _one_correction(self) -> Recipe:
+        """Each of the three makes up for unequal classes in full; two of them would favour the rare ones."""
+        given = {
+            "data.balance": self.data.balance != "none",
+            "train.class_weights": self.train.class_weights != "none",
+            "train.logit_adjustment": self.train.logit_adjustment > 0,
+        }
+        chosen = [key for key, on in given.items() if on]
+        if len(chosen) > 1:
+            raise ValueError(
+                f"expected one correction for unequal classes, got {' and '.join(chosen)}, which would correct twice; "
+                "mend: keep one of them"
+            )
+        return self
+
     @classmethod
     def load(
         cls,

@@ -17,6 +17,7 @@ from vitrail.data.sources import Splits, open_dataset
 from vitrail.errors import UsageError, VitrailError
 from vitrail.tasks.evaluate import Evaluation
 
+from .build import about_imbalance
 from .checkpoint import Checkpoints, load, replace_bytes
 from .defaults import measure, resolve, sentences
 from .folder import environment, fingerprint, locked, make_folder, write_json
@@ -72,8 +73,9 @@ def train(
         for note in splits.notes:
             progress.say(note)
         settled, made = resolve(asked, measure(splits.train), device, has_val="val" in _own_splits(asked))
-        for line in sentences(made):
-            progress.say(line)
+        for line in [*sentences(made), about_imbalance(settled, splits)]:
+            if line is not None:
+                progress.say(line)
         identity = Identity(fingerprint(splits), splits.classes.to_json(), settled.flat())
         folder = make_folder(settled.out, settled.task, settled.name, settled.model.name)
         with locked(folder):

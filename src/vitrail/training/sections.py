@@ -155,6 +155,18 @@ class Train(Section):
     batch_size: Positive | Auto = Field("auto", description="images an update")
     accumulation: Positive = Field(1, description="pieces a batch is computed in: less memory, the same gradient")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Auto = Field("auto", description="spread over all classes")
+    class_weights: Literal["none", "balanced", "effective"] = Field(
+        "none", description="of the loss; balanced: by inverse count; effective: by effective number (arXiv 1901.05555)"
+    )
+    effective_beta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="of effective class weights, 0.999: a class's number of images levels off at 1 / (1 - beta)"
+    )
+    logit_adjustment: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="tau: tau times the log share of each class is added to its logit in training (2007.07314)"
+    )
+    monitor: Literal["auto", "top1", "macro_recall", "macro_f1"] = Field(
+        "auto", description="metric that chooses the best weights; macro_recall: the mean accuracy of the classes"
+    )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | Auto | None = Field("auto", description="null: no average")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 keeps float32 master weights")
     compile: bool = Field(False, description="torch.compile the training step (a minute at first)")
@@ -177,4 +189,15 @@ class Train(Section):
             )
         if isinstance(self.epochs, int) and isinstance(self.eval_every, int) and self.eval_every > self.epochs:
             raise ValueError(f"expected eval_every <= epochs ({self.epochs}), got {self.eval_every}")
+        return self
+
+    @model_validator(mode="after")
+    def _beta_is_of_effective_weights(self) -> Train:
+        if self.class_weights == "effective" and self.effective_beta is None:
+            self.effective_beta = 0.999
+        if self.class_weights != "effective" and self.effective_beta is not None:
+            raise ValueError(
+                f"effective_beta has no effect with class_weights: {self.class_weights}; "
+                "mend: class_weights: effective, or leave effective_beta out"
+            )
         return self
