@@ -16,6 +16,7 @@ _DOORS = {
     "load_weights": "vitrail.weights",
     "export_weights": "vitrail.weights",
     "load": "vitrail.infer",
+    "probe": "vitrail.training.probing",
     "train": "vitrail.training",
 }
 
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     from .models import create_model as create_model
     from .models import list_models as list_models
     from .training import train as train
+    from .training.probing import probe as probe
     from .weights import export_weights as export_weights
     from .weights import load_weights as load_weights
 
-__all__ = ["__version__", "create_model", "export_weights", "list_models", "load", "load_weights", "train"]
+__all__ = ["__version__", "create_model", "export_weights", "list_models", "load", "load_weights", "probe", "train"]
 
 
 def __getattr__(name: str) -> Any:

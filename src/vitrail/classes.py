@@ -76,6 +76,16 @@ class ClassMap:
         lines.append(f"  mend: rename the classes of {theirs} to match, or train a new model on {theirs}.")
         raise DataError("\n".join(lines))
 
+    def order_of(self, other: ClassMap, *, mine: str, theirs: str) -> list[int]:
+        """Return the index here of each class of ``other``, matched by name: the same classes in any order will do.
+
+        Raises :class:`DataError` as :meth:`require_equal` does if the names are not the same.
+        """
+        if len(self) == len(other) == len(set(self.names)) and set(self.names) == set(other.names):
+            return [self.names.index(name) for name in other.names]
+        self.require_equal(other, mine=mine, theirs=theirs)
+        return list(range(len(self)))
+
     def to_json(self) -> dict[str, Any]:
         """Return what ``classes.json`` holds."""
         return {"names": list(self.names), "ids": list(self.ids), "hash": self.hash}

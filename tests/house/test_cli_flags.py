@@ -13,6 +13,8 @@ FROZEN = {
     "resume": "--force --help --json run",
     "val": "--batch --data --device --help --json --split model",
     "predict": "--batch --csv --device --help --img-size --json --top images model",
+    "probe": "--batch --device --draws --help --img-size --json --layer --method --neighbours --out --seed --shots "
+    "--temperature --test-fraction --val-fraction data model",
     "explain": "--data --device --figures --help --json --method --out --per-head images model",
     "models": "--cost --help --img-size --json pattern",
     "convert": "--help --json --layout --model --set source target",

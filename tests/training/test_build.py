@@ -35,7 +35,7 @@ def settled(**given: Any) -> Recipe:
 
 
 def task(**given: Any) -> Classify:
-    made = build_task(settled(**given), splits())
+    made = build_task(settled(**given), splits(), Card(name="test_vit", input_size=(16, 16)), torch.device("cpu"))
     assert isinstance(made, Classify)
     return made
 

@@ -67,6 +67,10 @@ def test_the_process_environment_is_read_by_default(monkeypatch: pytest.MonkeyPa
         ({"data.balance": "sqrt", "train.class_weights": "balanced"}, r"balance and train\.class_weights, .*twice"),
         ({"data.balance": "equal", "train.logit_adjustment": 1}, r"correct twice"),
         ({"train.class_weights": "effective", "train.logit_adjustment": 0.5}, r"correct twice"),
+        ({"distill": {}}, r"^distill\.teacher: field required"),
+        ({"distill.techer": "x"}, r"unknown recipe key 'distill\.techer'\. Did you mean 'distill\.teacher'\?"),
+        ({"distill": "x"}, r"^distill: .*dictionary"),
+        ({"distill.teacher": "x", "distill.weight": 0}, r"^distill\.weight: .*greater than 0, got 0"),
     ],
 )  # fmt: skip
 def test_errors_name_the_place_and_the_fix(given: dict[str, object], message: str) -> None:
@@ -84,6 +88,7 @@ def test_errors_name_the_place_and_the_fix(given: dict[str, object], message: st
         {"augment.mixup": 0, "augment.cutmix": 0, "augment.mix_prob": 0.5},
         {"schedule.name": "constant", "schedule.min_lr": 1e-6},
         {"train.class_weights": "balanced", "train.effective_beta": 0.99},
+        {"distill.teacher": "x", "distill.how": "hard", "distill.temperature": 2},
     ],
 )
 def test_an_option_that_would_do_nothing_is_an_error(given: dict[str, object]) -> None:
@@ -112,10 +117,27 @@ def test_text_stays_text_and_numbers_become_numbers() -> None:
     assert (recipe.train.ema_decay, recipe.optim.lr) == (None, 1e-3)
 
 
+def test_a_teacher_is_a_section_that_may_be_left_out(tmp_path: Path) -> None:
+    assert load().distill is None
+    taught = load({"distill.teacher": "x", "augment.crop": "none"}).distill
+    assert taught is not None
+    assert (taught.how, taught.temperature, taught.weight) == ("soft", 3.0, 0.5)
+    path = tmp_path / "r.yaml"  # the teacher need not be there for the recipe to be read
+    path.write_text("distill: {teacher: nowhere, how: hard, cache: off}\n")
+    found = Recipe.load(path, environment={})
+    assert found.distill is not None
+    assert (found.distill.temperature, found.distill.cache) == (None, "off"), "YAML reads off as a truth value"
+    assert Recipe.load(path, {"distill": None}, {}).distill is None
+    path.write_text(found.to_yaml())
+    assert Recipe.load(path, environment={}) == found
+    with pytest.raises(UsageError, match=r"distill\.cache: on needs .* augment\.crop is padded"):
+        load({"distill.teacher": "x", "distill.cache": "on", "augment.crop": "padded"})
+
+
 def test_every_option_is_described() -> None:
     from vitrail.training import sections
 
-    for name in ("Model", "Data", "RandAugment", "Augment", "Optim", "Schedule", "Train"):
+    for name in ("Model", "Data", "RandAugment", "Augment", "Optim", "Schedule", "Train", "Distill"):
         missing = [key for key, field in getattr(sections, name).model_fields.items() if not field.description]
         assert not missing, f"{name}: {missing}"
     assert "train.epochs" in known_keys()

@@ -35,7 +35,7 @@ def held_out(model: str, data: str | None = None, split: str | None = None) -> H
     if split is not None and split not in SPLITS:
         raise UsageError(f"expected a split of {', '.join(SPLITS)}, got {split!r}")
     recipe = recipe_of(model)
-    if data is not None and (recipe is None or not _same(data, recipe.data.source)):
+    if data is not None and (recipe is None or not same_source(data, recipe.data.source)):
         return _foreign(data, split)
     if recipe is None:
         raise UsageError(f"expected --data: {model} is not a run, so it does not say which data it belongs to")
@@ -52,24 +52,30 @@ def recipe_of(model: str) -> Recipe | None:
     return None
 
 
-def _same(one: str, other: str) -> bool:
+def same_source(one: str, other: str) -> bool:
+    """Whether two words name the same data."""
     return one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve())
 
 
 def _own(recipe: Recipe, split: str | None) -> HeldOut:
+    splits, source = own_splits(recipe), recipe.data.source
+    name = split or ("val" if splits.test is None else "test")
+    return HeldOut(_part(splits, name, source), source, name, f"the {name} split of {source}")
+
+
+def own_splits(recipe: Recipe) -> Splits:
+    """Return the data of a run, cut as the run cut them."""
     from vitrail.data.sources import open_dataset
 
     asked = recipe.data
     fraction = asked.val_fraction if isinstance(asked.val_fraction, float) else 0.1
-    splits = open_dataset(
+    return open_dataset(
         asked.source,
         val_fraction=fraction,
         test_fraction=asked.test_fraction,
         seed=asked.seed,
         allow_empty=asked.allow_empty,
     )
-    name = split or ("val" if splits.test is None else "test")
-    return HeldOut(_part(splits, name, asked.source), asked.source, name, f"the {name} split of {asked.source}")
 
 
 def _part(splits: Splits, name: str, source: str) -> ImageSet:

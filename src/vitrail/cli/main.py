@@ -18,7 +18,7 @@ import typer
 from vitrail import __version__
 from vitrail.errors import VitrailError
 
-from . import convert, data, explain, models, predict, resume, train, val
+from . import convert, data, explain, models, predict, probe, resume, train, val
 from .console import emit, machine_readable, say
 
 FAILURE, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -38,6 +38,7 @@ app.command("train")(train.train)
 app.command("resume")(resume.resume)
 app.command("val")(val.val)
 app.command("predict")(predict.predict)
+app.command("probe")(probe.probe)
 app.command("explain")(explain.explain)
 app.command("models")(models.models)
 app.add_typer(data_app, name="data")

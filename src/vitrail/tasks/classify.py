@@ -96,11 +96,12 @@ class Classify:
         """Return the mean cross entropy over the kept images; both heads of a distilled model are named."""
         out = model(batch.images)
         if isinstance(out, tuple):
-            heads = {name: self._loss(o, batch) for name, o in zip(("cls", "dist"), out, strict=True)}
+            heads = {name: self.loss(o, batch) for name, o in zip(("cls", "dist"), out, strict=True)}
             return {"loss": (heads["cls"] + heads["dist"]) / 2, **heads}
-        return {"loss": self._loss(out, batch)}
+        return {"loss": self.loss(out, batch)}
 
-    def _loss(self, logits: Tensor, batch: LabelledImages) -> Tensor:
+    def loss(self, logits: Tensor, batch: LabelledImages) -> Tensor:
+        """Return the mean cross entropy of ``logits`` (B, K) over the kept images."""
         if logits.ndim != 2 or logits.shape[1] != self.num_classes:
             raise ValueError(f"expected logits (B, {self.num_classes}), got {tuple(logits.shape)}")
         target = batch.labels if batch.targets is None else batch.targets.float()
@@ -112,9 +113,7 @@ class Classify:
         if self.class_weights is not None:
             self.class_weights = weights = self.class_weights.to(logits.device)
             each = each * (weights[target] if batch.targets is None else target @ weights)
-        # what stands in the place of an image that could not be read must reach neither the mean nor the gradient
-        kept = batch.keep.to(each.device)
-        return torch.where(kept, each, 0.0).sum() / kept.sum().clamp_min(1)
+        return mean_of_kept(each, batch.keep)
 
     def predict(self, model: nn.Module, batch: LabelledImages) -> Classification:
         """Return softmax scores (B, K) in float32. The model's mode (train or eval) is the caller's choice."""
@@ -136,6 +135,13 @@ def _vector(values: ArrayLike | None, count: int, what: str) -> Tensor | None:
     if found.shape != (count,) or not bool(found.isfinite().all()):
         raise ValueError(f"expected {what} of {count} finite numbers, got {found.tolist()}")
     return found
+
+
+def mean_of_kept(each: Tensor, keep: Tensor) -> Tensor:
+    """Return the mean of ``each`` (B,) where ``keep`` (B,) is True; 0 where nothing is kept."""
+    # what stands in the place of an image that could not be read must reach neither the mean nor the gradient
+    kept = keep.to(each.device)
+    return torch.where(kept, each, 0.0).sum() / kept.sum().clamp_min(1)
 
 
 class ClassifyMetrics:

@@ -14,10 +14,15 @@ from vitrail.data.imbalance import CORRECTIONS, imbalance
 from vitrail.data.sources import Splits
 from vitrail.models import create_model
 from vitrail.tasks import Task, create_task
+from vitrail.tasks.classify import Classify
+from vitrail.tasks.distil import Distil
 from vitrail.tasks.imbalance import BETA, class_weights, log_prior
 from vitrail.weights import Card, card_for, load_folder, load_pretrained
 
+from .pipeline import eval_loader, threads
+from .precision import use_threads
 from .recipe import Recipe
+from .teacher import Remembered, Teacher
 
 
 def build_model(recipe: Recipe, splits: Splits, say: Callable[[str], None]) -> tuple[nn.Module, Card]:
@@ -59,12 +64,35 @@ def about_imbalance(recipe: Recipe, splits: Splits) -> str | None:
     return f"{found}: {what}{watched}"
 
 
-def build_task(recipe: Recipe, splits: Splits) -> Task:
-    """Return the loss, metrics and postprocess of a resolved recipe."""
+def build_task(
+    recipe: Recipe, splits: Splits, card: Card, device: torch.device, say: Callable[[str], None] = print
+) -> Task:
+    """Return the loss, metrics and postprocess of a resolved recipe; ``card`` is that of the network in training."""
+    task = create_task(recipe.task, num_classes=len(splits.classes), options=_task_options(recipe, splits))
+    d = recipe.distill
+    if d is None:
+        return task
+    assert isinstance(task, Classify), "a recipe with a teacher is one of classification"
+    precision, theirs = recipe.train.precision, recipe.data.source
+    teacher = Teacher.load(d, splits.classes, card, precision=precision, device=device, theirs=theirs)
+    say(f"teacher: {d.teacher} ({teacher.card.name}), {d.how} answers with weight {d.weight:g}")
+    answers = _remembered(teacher, recipe, splits, card, device) if d.cache == "on" else teacher
+    return Distil(task, answers, how=d.how, weight=d.weight, temperature=d.temperature or 1.0)
+
+
+def _task_options(recipe: Recipe, splits: Splits) -> dict[str, Any]:
     t, counts = recipe.train, splits.train.counts()
     options: dict[str, Any] = {"label_smoothing": t.label_smoothing, "monitor": t.monitor}
     if t.class_weights != "none":
         options["class_weights"] = class_weights(counts, t.class_weights, beta=t.effective_beta or BETA)
     if t.logit_adjustment:
         options["logit_shift"] = t.logit_adjustment * log_prior(counts)
-    return create_task(recipe.task, num_classes=len(splits.classes), options=options)
+    return options
+
+
+def _remembered(teacher: Teacher, recipe: Recipe, splits: Splits, card: Card, device: torch.device) -> Remembered:
+    """Ask the teacher about each training image, as the training loader will show it."""
+    size = recipe.train.batch_size
+    with use_threads(recipe.train.threads):
+        loader = eval_loader(splits.train, card, batch_size=size, workers=threads(recipe), cache="none")
+        return Remembered(teacher, loader.epoch(0), device)

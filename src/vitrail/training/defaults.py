@@ -16,10 +16,12 @@ import torch
 
 from vitrail.data.decode import BrokenImage
 from vitrail.data.imageset import ImageSet
+from vitrail.data.memory import available_bytes
 from vitrail.errors import DataError, UsageError
 
 from .precision import pick_precision
-from .recipe import Recipe, merge, nested
+from .recipe import Recipe, merge, nested, varied
+from .sections import Augment
 
 # width up to which one thread is as good as two: on a busy machine pico's fastest step took 197 ms and 200 ms
 NARROW = 64
@@ -150,6 +152,8 @@ def resolve(recipe: Recipe, facts: Facts, device: torch.device, *, has_val: bool
     _model(recipe, facts, device, settle)
     _augmentation(recipe, facts, _length(recipe, facts, device, settle), settle)
     _machine(recipe, facts, device, settle, has_val)
+    if recipe.distill is not None:
+        _teacher(recipe, {d.key: d.value for d in made}, facts, settle)
     chosen = nested({d.key: d.value for d in made}, "the defaults")
     settled = Recipe.check(merge(recipe.model_dump(mode="json"), chosen))
     count = settled.train.batch_size
@@ -260,6 +264,22 @@ def _machine(recipe: Recipe, facts: Facts, device: torch.device, settle: Any, ha
         settle("train.threads", torch.get_num_threads(), "the cores of this machine")
     if device.type == "cpu" and facts.side <= 128:
         settle("data.workers", 0, "small images: the cores are busy with training")
+
+
+def _teacher(recipe: Recipe, chosen: Mapping[str, Any], facts: Facts, settle: Any) -> None:
+    """Settle which teacher it is, and whether its answers are kept."""
+    from .teacher import digest
+
+    assert recipe.distill is not None, "there is a teacher"
+    settle("distill.sha256", digest(recipe.distill.teacher), "which teacher it is")
+    augment = Augment(**{**recipe.augment.model_dump(), **{k[8:]: v for k, v in chosen.items() if k[:8] == "augment."}})
+    causes, size = varied(augment), 4 * facts.count * facts.classes
+    if causes:
+        settle("distill.cache", "off", causes[0])
+    elif size > available_bytes() // 4:
+        settle("distill.cache", "off", f"the answers would fill {size / 1e9:.1f} GB")
+    else:
+        settle("distill.cache", "on", "training images are not varied")
 
 
 def _width(recipe: Recipe, facts: Facts) -> int:

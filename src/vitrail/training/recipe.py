@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vitrail.errors import UsageError, did_you_mean
 
-from .sections import Augment, Data, Model, Optim, Schedule, Section, Train
+from .sections import Augment, Data, Distill, Model, Optim, Schedule, Section, Train
 
 PREFIX = "VITRAIL_"
 
@@ -32,6 +32,7 @@ class Recipe(Section):
     optim: Optim = Field(default_factory=Optim)
     schedule: Schedule = Field(default_factory=Schedule)
     train: Train = Field(default_factory=Train)
+    distill: Distill | None = Field(None, description="a teacher: distillation; null: none")
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -43,6 +44,11 @@ class Recipe(Section):
             raise ValueError(f"expected schedule.min_lr <= optim.lr ({lr}), got {least}")
         if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name in (".", "..")):
             raise ValueError(f"expected name as one folder name, got {self.name!r}")
+        if self.distill is not None and self.distill.cache == "on" and (causes := varied(self.augment)):
+            raise ValueError(
+                f"distill.cache: on needs images that are the same in every epoch, but {causes[0]}; mend: switch that "
+                "off, or distill.cache: off (the teacher is asked about every image anew)"
+            )
         return self
 
     @model_validator(mode="after")
@@ -103,18 +109,24 @@ class Recipe(Section):
         return flatten(self.model_dump(mode="json"))
 
 
+def varied(augment: Augment) -> list[str]:
+    """Return the settings, known so far, that show an image otherwise in one epoch than in another."""
+    still = {"crop": ("none",), "hflip": (0,), "vflip": (0,), "randaugment": (None,), "erasing": (0,)}
+    still |= {"mix_prob": (None, 0)}
+    values = augment.model_dump(mode="json")
+    return [f"augment.{k} is {values[k]}" for k, calm in still.items() if values[k] not in (*calm, "auto")]
+
+
 def known_keys(section: type[BaseModel] = Recipe, path: str = "") -> list[str]:
     """Return every dotted key of a recipe; ``model.options`` stands for all keys below it."""
-    from .sections import RandAugment
-
     found = []
     for name, field in section.model_fields.items():
-        kind = RandAugment if name == "randaugment" else field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            found += known_keys(kind, f"{path}{name}.")
-            if name != "randaugment":
-                continue
-        found.append(path + name)
+        kinds = [k for k in (field.annotation, *get_args(field.annotation)) if isinstance(k, type)]
+        inner = [k for k in kinds if issubclass(k, BaseModel)]
+        if inner:
+            found += known_keys(inner[0], f"{path}{name}.")
+        if not inner or field.annotation is not inner[0]:  # a section, or a section that may be left out
+            found.append(path + name)
     return found
 
 

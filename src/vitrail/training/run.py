@@ -31,7 +31,7 @@ from .signals import Interrupted
 # Keys that may change between the start of a run and its resumption: they do not change what is computed.
 FREE = (
     "name", "out", "data.source", "data.cache", "data.workers", "train.device", "train.keep", "train.track",
-    "train.threads",
+    "train.threads", "distill.teacher",
     "train.save_every_steps", "train.save_every_minutes", "train.log_every",
 )  # fmt: skip
 RESUMABLE = "RESUMABLE"

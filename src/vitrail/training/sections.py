@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Auto = Literal["auto"]
 T = TypeVar("T")
@@ -131,6 +131,38 @@ class Optim(Section):
             self.momentum = 0.95
         if self.name == "adamw" and self.momentum is not None:
             raise ValueError(f"momentum has no effect with name: {self.name}; mend: name: muon, or leave momentum out")
+        return self
+
+
+class Distill(Section):
+    """A teacher: learnt from in every step, or asked once for labels of images that have none."""
+
+    teacher: str = Field(description="run folder, model folder or hf-hub:org/name; the same classes in any order")
+    sha256: str | Auto = Field("auto", description="of the teacher; a run fills it in, and then takes no other teacher")
+    how: Literal["soft", "hard"] = Field("soft", description="learn the teacher's probabilities, or its one answer")
+    temperature: Rate | None = Field(
+        None, description="softens soft answers: 3; of soft labels of unlabelled images: 1"
+    )
+    weight: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="of the teacher in the loss, the labels have the rest: 0.5"
+    )
+    cache: Literal["auto", "on", "off"] = Field(
+        "auto", description="ask the teacher once an image; only where training images are not varied"
+    )
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _yaml_reads_on_as_true(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _no_idle_option(self) -> Distill:
+        if self.how == "hard" and self.temperature is not None:
+            raise ValueError("temperature has no effect with how: hard; mend: how: soft, or leave temperature out")
+        if self.how == "soft" and self.temperature is None:
+            self.temperature = 3.0
+        if self.weight is None:
+            self.weight = 0.5
         return self
 
 

@@ -53,8 +53,8 @@ class Session:
         self.folder, self.recipe, self.splits = folder, recipe, splits
         self.identity, self.progress = identity, progress
         self.device = pick_device(t.device)
-        self.task = build_task(recipe, splits)
         self.model, self.card = build_model(recipe, splits, progress.say)
+        self.task = build_task(recipe, splits, self.card, self.device, progress.say)
         self.model.to(self.device)
         self.shown = copy.deepcopy(self.model)  # what is evaluated and saved: float32, its weights views of the average
         dtype = dtype_of(t.precision)
