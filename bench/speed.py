@@ -117,7 +117,8 @@ def train(name: str, peer: Peer, batch: int, rounds: int) -> None:
 def our_step(peer: Peer, dtype: torch.dtype, images: Tensor, labels: Tensor) -> Run:
     """Return a step of Vitrail's loop: working weights in ``dtype``, float32 masters."""
     model = ours_of(peer).train()
-    masters = Masters(model, SimpleNamespace(name="adamw", betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05), dtype)
+    settings = {"name": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.05}
+    masters = Masters(model, SimpleNamespace(**settings, layer_decay=None, head_weight_decay=None), dtype)
 
     def step() -> float:
         loss = loss_of(model(images.to(dtype)), labels)

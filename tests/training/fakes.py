@@ -18,7 +18,8 @@ from vitrail.training.optim import Masters
 from vitrail.training.schedule import Schedule
 from vitrail.training.signals import Stop
 
-OPTIM = SimpleNamespace(name="adamw", betas=(0.9, 0.99), eps=1e-8, weight_decay=0.05)
+ONE_RATE = {"layer_decay": None, "head_weight_decay": None}
+OPTIM = SimpleNamespace(name="adamw", betas=(0.9, 0.99), eps=1e-8, weight_decay=0.05, **ONE_RATE)
 PACE = {
     "epochs": 2,
     "accumulation": 1,

@@ -88,6 +88,40 @@ def test_fine_tuning_is_shorter_and_slower() -> None:
         settle(facts, **{"model.pretrained": "some/folder"})
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd", "lion", "adafactor"])
+@pytest.mark.parametrize("pretrained", [None, "some/folder"])
+def test_every_optimizer_gets_values_of_its_own(name: str, pretrained: str | None) -> None:
+    given = {"optim.name": name, "model.pretrained": pretrained, "model.name": "test_vit"}
+    recipe, made = resolve(Recipe.load({}, given, {}), Facts(32, 32, 1000, 10), CPU, has_val=False)
+    o, same = recipe.optim, settle(Facts(32, 32, 1000, 10), **{**given, "optim.name": "adamw"}).optim
+    assert autos(recipe) == []
+    assert {d.key for d in made if d.key.startswith("optim.")} >= {"optim.lr", "optim.weight_decay"}
+    if name == "lion":
+        assert 3 <= same.lr / o.lr <= 10
+        assert 3 <= o.weight_decay / same.weight_decay <= 10
+        assert o.lr * o.weight_decay == pytest.approx(same.lr * same.weight_decay, rel=0.05)
+        assert (o.betas, o.eps, o.momentum) == ((0.9, 0.99), None, None)
+    elif name == "sgd":
+        assert o.lr > 10 * same.lr
+        assert (o.betas, o.eps, o.momentum, o.nesterov) == (None, None, 0.9, False)
+        assert o.weight_decay < same.weight_decay
+    else:
+        assert (o.lr, o.weight_decay, o.betas) == (same.lr, same.weight_decay, same.betas)
+        assert (o.momentum == 0.95) == (name == "muon")
+
+
+def test_schedules_without_an_end_cool_down() -> None:
+    facts = Facts(32, 32, 1000, 10)
+    rsqrt = settle(facts, **{"schedule.name": "rsqrt", "train.epochs": 20}).schedule
+    assert (rsqrt.warmup_epochs, rsqrt.cooldown_epochs, rsqrt.timescale_epochs, rsqrt.min_lr) == (2.0, 4.0, 2.0, 0.0)
+    flat = settle(facts, **{"schedule.name": "constant"}).schedule
+    assert (flat.cooldown_epochs, flat.min_lr) == (None, None)
+    cooled = settle(facts, **{"schedule.name": "constant", "schedule.cooldown_epochs": 1}).schedule
+    assert (cooled.cooldown_epochs, cooled.min_lr) == (1, 0.0)
+    with pytest.raises(UsageError, match="min_lr has no effect with name: constant without a cooldown"):
+        settle(facts, **{"schedule.name": "constant", "schedule.min_lr": 0.1})
+
+
 def test_facts_of_a_folder(photos: Path) -> None:
     assert measure(open_dataset(photos).train) == Facts(24, 24, 24, 2)
 

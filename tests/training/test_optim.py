@@ -10,12 +10,17 @@ from torch import Tensor, nn
 
 from vitrail.errors import UsageError
 from vitrail.models import create_model
+from vitrail.training.defaults import Facts
 from vitrail.training.ema import Ema
-from vitrail.training.optim import Masters, decays, split
+from vitrail.training.groups import decays, split
+from vitrail.training.optim import Masters
 from vitrail.training.recipe import Recipe
 
+from .fakes import ONE_RATE
+from .test_defaults import settle
+
 # eps is large because the true gradient of a key bias is zero: a small one would blow rounding noise up to a full step
-SETTINGS = SimpleNamespace(name="adamw", betas=(0.9, 0.99), eps=1e-4, weight_decay=0.1)
+SETTINGS = SimpleNamespace(name="adamw", betas=(0.9, 0.99), eps=1e-4, weight_decay=0.1, **ONE_RATE)
 
 
 def vit(name: str = "test_vit") -> nn.Module:
@@ -150,7 +155,7 @@ class Blocks(nn.Module):
         return self.head(self.fc(q * k + v).relu())
 
 
-MUON = SimpleNamespace(name="muon", betas=(0.9, 0.99), eps=1e-4, weight_decay=0.1, momentum=0.9)
+MUON = SimpleNamespace(name="muon", betas=(0.9, 0.99), eps=1e-4, weight_decay=0.1, **ONE_RATE, momentum=0.9)
 
 
 def test_muon_takes_the_matrices_and_adamw_the_rest():
@@ -184,7 +189,7 @@ def test_muon_on_flat_masters_equals_torch_on_each_matrix():
 def test_momentum_without_muon_is_an_error():
     with pytest.raises(UsageError, match="momentum has no effect with name: adamw"):
         Recipe.load({"optim.name": "adamw", "optim.momentum": 0.9}, environment={})
-    assert Recipe.load({"optim.name": "muon"}, environment={}).optim.momentum == 0.95
+    assert settle(Facts(32, 32, 1000, 10), **{"optim.name": "muon"}).optim.momentum == 0.95
 
 
 def test_batch_norms_stay_float32_to_the_last_bit_in_bf16() -> None:

@@ -19,14 +19,15 @@ from vitrail.data.imageset import ImageSet
 from vitrail.data.memory import available_bytes
 from vitrail.errors import DataError, UsageError
 
+from .habits import ALL_OPTIONS, HABITS, usual_decay, usual_rate
 from .precision import pick_precision
 from .recipe import Recipe, merge, nested, varied
+from .schedule import ENDLESS
 from .sections import Augment
 
 # width up to which one thread is as good as two: on a busy machine pico's fastest step took 197 ms and 200 ms
 NARROW = 64
 SAMPLES = 64  # images read to learn their sizes
-REFERENCE_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -234,20 +235,43 @@ def _length(recipe: Recipe, facts: Facts, device: torch.device, settle: Any) -> 
     settle("train.epochs", epochs, f"about {epochs * facts.count:,} images seen")
     name, base = ("adamw", 1e-4) if tuned else (preset.optimizer, preset.lr)
     settle("optim.name", name, "fine-tuning" if tuned else preset.basis)
-    lr = float(f"{base * math.sqrt(batch / REFERENCE_BATCH):.2g}")
-    settle("optim.lr", lr, f"{base:g} at a batch of {REFERENCE_BATCH}, with the square root of the batch")
-    settle("optim.weight_decay", 0.05, "DeiT's value")
+    lr = _optimizer(recipe, _or(recipe.optim.name, name), base, batch, settle)
     settle("train.monitor", "top1", "the share of images that are right")
     settle("train.label_smoothing", 0.1, "DeiT's value")
-    settle("schedule.warmup_epochs", round(min(5.0, 0.1 * epochs), 2), "a tenth of the run, at most 5 epochs")
-    least_lr = None if recipe.schedule.name == "constant" else float(f"{_or(recipe.optim.lr, lr) / 100:.4g}")
-    settle("schedule.min_lr", least_lr, "a hundredth of the rate")
+    _schedule(recipe, lr, epochs, settle)
     updates = max(1, facts.count // batch) * epochs
     decay = round(min(0.9998, max(0.9, 1 - 20 / updates)), 5)
     settle("train.ema_decay", decay, f"an average over about a twentieth of the {updates} updates")
     settle("train.eval_every", max(1, math.ceil(epochs / 50)), "at most 50 evaluations")
     settle("train.log_every", max(1, min(50, updates // 200)), "about 200 lines")
     return epochs
+
+
+def _optimizer(recipe: Recipe, name: str, base: float, batch: int, settle: Any) -> float:
+    """Settle what the optimiser needs; return its rate. ``base`` is AdamW's at a batch of REFERENCE_BATCH."""
+    tuned, habit = _pretrained(recipe), HABITS[name]
+    lr, reason = usual_rate(name, base, batch, tuned=tuned)
+    settle("optim.lr", lr, reason)
+    settle("optim.weight_decay", *usual_decay(name, tuned=tuned))
+    for key in ALL_OPTIONS:
+        settle(f"optim.{key}", habit.options.get(key), habit.reason)
+    found: float = _or(recipe.optim.lr, lr)
+    return found
+
+
+def _schedule(recipe: Recipe, lr: float, epochs: int, settle: Any) -> None:
+    """Settle warm-up, cooldown and where the rate ends."""
+    s = recipe.schedule
+    warmup = _or(s.warmup_epochs, round(min(5.0, 0.1 * epochs), 2))
+    settle("schedule.warmup_epochs", warmup, "a tenth of the run, at most 5 epochs")
+    cooldown = _or(s.cooldown_epochs, round(min(0.2 * epochs, epochs - warmup), 2) if s.name in ENDLESS else None)
+    settle("schedule.cooldown_epochs", cooldown, "a fifth of the run")
+    basis = "as long as the warm-up" if warmup else "there is no warm-up to go by"
+    settle("schedule.timescale_epochs", (warmup or 1.0) if s.name == "rsqrt" else None, basis)
+    if s.name in ENDLESS:
+        settle("schedule.min_lr", 0.0 if cooldown else None, "the cooldown ends at nothing")
+    else:
+        settle("schedule.min_lr", float(f"{lr / 100:.4g}"), "a hundredth of the rate")
 
 
 def _machine(recipe: Recipe, facts: Facts, device: torch.device, settle: Any, has_val: bool) -> None:

@@ -1,6 +1,4 @@
-"""Masters: the float32 weights of a model in flat buffers, one for each kind of weight.
-
-No decay on biases, norms, position tables and learned tokens: the groups of ViT (AugReg) and DeiT.
+"""Masters: the float32 weights of a model in flat buffers, one for each group of weights that move alike.
 
 The optimiser, the moving average and the checkpoints see only the masters. A float32 model's parameters are views of
 them. A bf16 model's parameters are views of bf16 copies, written back after each update (mixed precision training,
@@ -17,43 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .flat import Flat
-from .rules import AdamW, Muon, Rule
-
-UNDECAYED = ("pos_embed", "cls_token", "dist_token", "latent", "gamma", "table")  # by the last part of the name
-
-DECAYED = ("matrices", "decayed")
-
-
-def decays(name: str, parameter: Tensor) -> bool:
-    """Tell whether weight decay applies: not to vectors, tables of positions, learned tokens or LayerScale."""
-    return parameter.ndim > 1 and name.rpartition(".")[2] not in UNDECAYED
-
-
-def split(model: nn.Module, optimizer: str) -> dict[str, dict[str, nn.Parameter]]:
-    """Return the trained parameters by kind.
-
-    ``matrices`` (Muon's, if it is the optimiser: linear layers but the head, and convolutions that mix channels),
-    ``decayed``, ``plain``, and ``batch_norms``, which are not decayed either.
-    """
-    groups: dict[str, dict[str, nn.Parameter]] = {"matrices": {}, "decayed": {}, "plain": {}, "batch_norms": {}}
-    exact = {id(p) for norm in batch_norms(model) for p in norm.parameters()}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if id(parameter) in exact:
-            kind = "batch_norms"
-        elif not decays(name, parameter):
-            kind = "plain"
-        else:
-            mixes = parameter.ndim in (2, 4) and parameter.shape[1] > 1 and not name.startswith("head")
-            kind = "matrices" if optimizer == "muon" and mixes else "decayed"
-        groups[kind][name] = parameter
-    return {kind: group for kind, group in groups.items() if group}
-
-
-def batch_norms(model: nn.Module) -> list[nn.Module]:
-    """Return the layers that keep running statistics of their batches."""
-    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+from .groups import batch_norms, groups_of
+from .rules import Rule, rule_for
 
 
 def to_type(model: nn.Module, dtype: torch.dtype) -> None:
@@ -67,30 +30,28 @@ def to_type(model: nn.Module, dtype: torch.dtype) -> None:
 class Masters:
     """Holds the float32 weights of ``model``, gathers gradients, and updates.
 
-    ``settings`` needs ``name`` ("adamw" or "muon"), ``betas``, ``eps``, ``weight_decay``, and for Muon ``momentum``.
+    ``settings`` is the ``optim`` section of a resolved recipe: the optimiser and its options, decays, ``layer_decay``.
     The model is moved to ``dtype`` (float32 or bfloat16) and its parameters become views of shared buffers; buffers of
     the model stay its own.
     """
 
     def __init__(self, model: nn.Module, settings: Any, dtype: torch.dtype = torch.float32) -> None:
-        groups = split(model, settings.name)
-        self.model, self.parameters = model, [list(group.values()) for group in groups.values()]
-        self.flats = [Flat(group) for group in groups.values()]
+        self.groups = groups_of(model, settings)
+        self.model, self.parameters = model, [list(group.members.values()) for group in self.groups]
+        self.flats = [Flat(group.members) for group in self.groups]
         self.weights = [nn.Parameter(flat.buffer) for flat in self.flats]
         for weight in self.weights:
             weight.grad = torch.zeros_like(weight)
         self._grad_views = [list(f.views(_grad(w)).values()) for f, w in zip(self.flats, self.weights, strict=True)]
         to_type(model, dtype)
-        kept = [dtype == torch.float32 or kind == "batch_norms" for kind in groups]
+        kept = [dtype == torch.float32 or group.kind == "batch_norms" for group in self.groups]
         self._working = [f.buffer if same else f.buffer.to(dtype) for f, same in zip(self.flats, kept, strict=True)]
         self.attach(model, self._working)
         self.updates = 0
         """Updates made so far: steps that were skipped do not count."""
         self.rules: list[Rule] = [
-            (Muon if kind == "matrices" else AdamW)(
-                flat, weight, settings, settings.weight_decay if kind in DECAYED else 0.0
-            )
-            for kind, flat, weight in zip(groups, self.flats, self.weights, strict=True)
+            rule_for(settings.name, group.kind)(flat, weight, settings, group.decay)
+            for group, flat, weight in zip(self.groups, self.flats, self.weights, strict=True)
         ]
 
     def attach(self, model: nn.Module, buffers: list[Tensor]) -> None:
@@ -121,10 +82,10 @@ class Masters:
     @torch.no_grad()
     def update(self, lr: float, *, scale: float = 1.0) -> None:
         """Multiply the gradients by ``scale``, take one step, write working copies, zero the gradients."""
-        for weight, rule in zip(self.weights, self.rules, strict=True):
+        for group, weight, rule in zip(self.groups, self.weights, self.rules, strict=True):
             if scale != 1.0:
                 _grad(weight).mul_(scale)
-            rule.step(lr)
+            rule.step(lr * group.scale)
         self.updates += 1
         self.write_back()
         self.drop_gradients()

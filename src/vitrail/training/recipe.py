@@ -39,6 +39,14 @@ class Recipe(Section):
         epochs, warmup = self.train.epochs, self.schedule.warmup_epochs
         if isinstance(epochs, int) and not isinstance(warmup, str) and warmup >= epochs:
             raise ValueError(f"expected schedule.warmup_epochs below train.epochs ({epochs}), got {warmup}")
+        cooldown = self.schedule.cooldown_epochs
+        if isinstance(epochs, int) and isinstance(cooldown, float):
+            rise = warmup if isinstance(warmup, float) else 0.0
+            if rise + cooldown > epochs:
+                raise ValueError(
+                    f"expected schedule.cooldown_epochs of at most {epochs - rise:g}, what {epochs} epochs leave "
+                    f"after the warm-up, got {cooldown:g}"
+                )
         lr, least = self.optim.lr, self.schedule.min_lr
         if isinstance(lr, float) and isinstance(least, float) and least > lr:
             raise ValueError(f"expected schedule.min_lr <= optim.lr ({lr}), got {least}")

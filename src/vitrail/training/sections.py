@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from .habits import ALL_OPTIONS, HABITS
+
 Auto = Literal["auto"]
 T = TypeVar("T")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -114,23 +116,46 @@ class Augment(Section):
 class Optim(Section):
     """The optimiser."""
 
-    name: Literal["adamw", "muon"] | Auto = Field(
+    name: Literal["adamw", "muon", "sgd", "lion", "adafactor"] | Auto = Field(
         "auto",
         description="no decay on biases, norms, positions, tokens; muon: in the blocks, AdamW elsewhere",
     )
     lr: Rate | Auto = Field("auto", description="highest learning rate")
-    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="of AdamW's averages of gradient and square")
-    eps: Rate = Field(1e-8, description="added to the root of the square")
-    weight_decay: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="decoupled, times the rate")
-    momentum: Decay | None = Field(None, description="of Muon's average of the gradient; 0.95 where Muon is used")
+    betas: tuple[Decay, Decay] | Auto | None = Field(
+        "auto",
+        description="adamw, muon: of the averages of gradient and square; lion: for the step, for the memory; "
+        "adafactor: of the momentum, and where the decay of the squares ends",
+    )
+    eps: Rate | Auto | None = Field("auto", description="adamw, muon: added to the root of the square")
+    weight_decay: Annotated[float, Field(ge=0)] | Auto = Field(
+        "auto", description="decoupled, times the rate; sgd: added to the gradient"
+    )
+    head_weight_decay: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="of the classifier alone; null: as weight_decay"
+    )
+    layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="factor on the rate from each block to the one before it; null: one rate for all"
+    )
+    momentum: Decay | Auto | None = Field("auto", description="sgd, muon: of the average of the gradient")
+    nesterov: bool | None = Field(None, description="sgd: look ahead along the momentum")
     clip_norm: Rate | None = Field(1.0, description="gradients are scaled down to this norm; null: never")
 
     @model_validator(mode="after")
-    def _momentum_is_muons(self) -> Optim:
-        if self.name == "muon" and self.momentum is None:
-            self.momentum = 0.95
-        if self.name == "adamw" and self.momentum is not None:
-            raise ValueError(f"momentum has no effect with name: {self.name}; mend: name: muon, or leave momentum out")
+    def _options_of_the_optimizer(self) -> Optim:
+        if self.name == "auto":
+            return self
+        own = HABITS[self.name].options
+        for key in ALL_OPTIONS:
+            value = getattr(self, key)
+            if key in own and value is None:
+                setattr(self, key, own[key] if key == "nesterov" else "auto")
+            if key not in own and value not in ("auto", None):
+                takers = " or ".join(name for name, habit in HABITS.items() if key in habit.options)
+                raise ValueError(
+                    f"{key} has no effect with name: {self.name}; mend: name: {takers}, or leave {key} out"
+                )
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov has no effect with momentum: 0; mend: momentum: 0.9, or leave nesterov out")
         return self
 
 
@@ -169,15 +194,44 @@ class Distill(Section):
 class Schedule(Section):
     """The learning rate over time."""
 
-    name: Literal["cosine", "constant"] = Field("cosine", description="constant: flat after the warm-up")
+    name: Literal["cosine", "linear", "rsqrt", "constant"] = Field(
+        "cosine", description="after the warm-up; rsqrt: 1 / root of the time; constant: flat"
+    )
     warmup_epochs: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="linear rise at the start")
-    min_lr: Annotated[float, Field(ge=0)] | Auto | None = Field("auto", description="where the cosine ends")
+    min_lr: Annotated[float, Field(ge=0)] | Auto | None = Field(
+        "auto", description="where cosine and linear end, and where a cooldown ends"
+    )
+    cooldown_epochs: Annotated[float, Field(ge=0)] | Auto | None = Field(
+        None, description="rsqrt, constant: linear fall at the end; 0: none; null: none for constant, auto for rsqrt"
+    )
+    timescale_epochs: Rate | Auto | None = Field(
+        None, description="rsqrt: three times this long after the warm-up the rate has halved; null: auto"
+    )
 
     @model_validator(mode="after")
     def _no_idle_option(self) -> Schedule:
-        if self.name == "constant" and self.min_lr not in ("auto", None):
-            raise ValueError("min_lr has no effect with name: constant; mend: name: cosine, or leave min_lr out")
+        if self.name == "rsqrt":
+            self._fill("cooldown_epochs", "timescale_epochs")
+        elif self.timescale_epochs not in ("auto", None):
+            raise ValueError(
+                f"timescale_epochs has no effect with name: {self.name}; mend: name: rsqrt, or leave it out"
+            )
+        if self.name in ("cosine", "linear") and self.cooldown_epochs not in ("auto", None):
+            raise ValueError(
+                f"cooldown_epochs has no effect with name: {self.name}, which falls to its end; "
+                "mend: name: constant or rsqrt, or leave cooldown_epochs out"
+            )
+        if self.name in ("rsqrt", "constant") and not self.cooldown_epochs and self.min_lr not in ("auto", None):
+            raise ValueError(
+                f"min_lr has no effect with name: {self.name} without a cooldown; "
+                "mend: name: cosine, or cooldown_epochs, or leave min_lr out"
+            )
         return self
+
+    def _fill(self, *keys: str) -> None:
+        for key in keys:
+            if getattr(self, key) is None:
+                setattr(self, key, "auto")
 
 
 class Train(Section):

@@ -21,6 +21,7 @@ from .batches import memory_advice, out_of_memory
 from .build import build_model, build_task
 from .checkpoint import Checkpoints, Snapshot
 from .ema import Ema
+from .groups import sentences
 from .log import MetricsLog
 from .loop import Halt, Loop, Pace, State
 from .optim import Masters
@@ -28,7 +29,7 @@ from .pipeline import eval_loader, threads, train_loader
 from .precision import dtype_of, pick_device
 from .progress import Progress
 from .recipe import Recipe
-from .schedule import Schedule
+from .schedule import schedule_of
 from .signals import Stop
 
 
@@ -59,6 +60,8 @@ class Session:
         self.shown = copy.deepcopy(self.model)  # what is evaluated and saved: float32, its weights views of the average
         dtype = dtype_of(t.precision)
         self.masters = Masters(self.model, recipe.optim, dtype)
+        if recipe.optim.layer_decay is not None or recipe.optim.head_weight_decay is not None:
+            progress.say("\n".join(sentences(self.masters.groups)))
         self.ema = Ema(self.masters, t.ema_decay, learned_buffers(self.model)) if t.ema_decay is not None else None
         weights = self.ema.buffers if self.ema is not None else [w.detach() for w in self.masters.weights]
         self.masters.attach(self.shown, weights)
@@ -83,20 +86,13 @@ class Session:
     def loop(self) -> Loop:
         """Return the loop, at the state this session has."""
         r, t, per_epoch = self.recipe, self.recipe.train, len(self.batches)
-        total = t.epochs * per_epoch
         return Loop(
             task=self.task,
             model=torch.compile(self.model) if t.compile else self.model,  # type: ignore[arg-type]
             masters=self.masters,
             ema=self.ema,
             batches=self.batches,
-            schedule=Schedule(
-                r.schedule.name,
-                r.optim.lr,
-                total,
-                round(r.schedule.warmup_epochs * per_epoch),
-                r.schedule.min_lr or 0.0,
-            ),
+            schedule=schedule_of(r, per_epoch),
             pace=Pace(
                 epochs=t.epochs,
                 accumulation=t.accumulation,
