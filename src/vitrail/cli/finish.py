@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 def finish(verb: str, as_json: bool, run: RunResult) -> None:
     """Draw the attention picture and say it all, on stdout: whatever else a training says goes to stderr."""
+    from vitrail.tasks import headline
+
     folder = run.folder.resolve()
     report = folder / "report.html"
     picture = _draw(folder)
     counted = f"{run.metrics['count']:.0f} {'test' if run.split == 'test' else 'validation'} images"
-    say(f"\naccuracy   {run.metrics['top1']:.2%} on {counted} that it was not trained on")
+    name, value = headline(run.metrics)
+    say(f"\n{name:<10} {value:.2%} on {counted} that it was not trained on")
     say(f"run        {folder}")
     if picture is not None:
         say(f"attention  {picture}")

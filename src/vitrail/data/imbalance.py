@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 IMBALANCE = 10  # largest to smallest class from which on it is said
 CORRECTIONS = "data.balance=sqrt, train.class_weights=balanced or train.logit_adjustment=1"
+MULTI_CORRECTIONS = "train.class_weights=balanced or train.loss=asymmetric"
 
 
 def imbalance(counts: NDArray[np.int64], names: Sequence[str]) -> str | None:

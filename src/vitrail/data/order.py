@@ -14,9 +14,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.errors import DataError, require_known
+from vitrail.errors import DataError, UsageError, require_known
 
 from . import rng
+from .labels import Labels
 
 POWERS = {"none": 1.0, "sqrt": 0.5, "equal": 0.0}
 """Kinds of balanced sampling -> the power of a class's count that its share of an epoch is proportional to."""
@@ -100,9 +101,14 @@ class Balanced:
         return rng.bits(self.seed, cycle, members, 1, rng.CYCLE).reshape(-1)
 
 
-def training_order(labels: NDArray[np.int64], seed: int, balance: str = "none") -> Order:
+def training_order(labels: Labels, seed: int, balance: str = "none") -> Order:
     """Return the order of a training set with these labels, int64 (n,): shuffled, or balanced (:data:`POWERS`)."""
     require_known([balance], POWERS, "kind of balanced sampling")
+    if balance != "none" and labels.ndim == 2:
+        raise UsageError(
+            f"data.balance: {balance} is for one label an image: an image of several classes cannot be drawn for one "
+            "alone; mend: train.class_weights=balanced"
+        )
     return Shuffled(len(labels), seed) if balance == "none" else Balanced(labels, seed, POWERS[balance])
 
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vitrail.classes import ClassMap
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError, require_known
 
 from .builtin import BUILTIN, read_builtin
 from .folder import read_folder
 from .imageset import ImageSet, printable
+from .labels import FORMS
 from .layout import Layout, listed, twins
 from .parquet import is_parquet, read_parquet
 from .splitting import stratified_split
@@ -43,6 +44,7 @@ def open_dataset(
     test_fraction: float = 0.0,
     train_fraction: float = 1.0,
     seed: int = 0,
+    labels: str = "auto",
     allow_empty: bool = False,
     outside_links: bool = False,
 ) -> Splits:
@@ -50,13 +52,14 @@ def open_dataset(
 
     A missing val part is cut off train (``val_fraction``, stratified, by ``seed``); a ``test`` part stays untouched,
     and one is cut off only if ``test_fraction`` asks for it. ``train_fraction`` keeps that share of what is left of
-    train (stratified; of one seed, a smaller share lies within a larger). ``allow_empty`` accepts classes without
+    train (stratified; of one seed and with one label an image, a smaller share lies within a larger). ``labels``:
+    ``auto``, ``single`` or ``multi`` an image; see :func:`read_layout`. ``allow_empty`` accepts classes without
     images; ``outside_links`` follows links that leave the folder. Nothing is decoded here.
 
     Raises :class:`DataError`: missing path, nothing to learn from, fewer than two classes, an empty class, a class of
     val or test that train does not have.
     """
-    layout = read_layout(source, outside_links=outside_links)
+    layout = read_layout(source, labels=labels, outside_links=outside_links)
     _require_usable(layout, allow_empty)
     notes = [*layout.notes, *_remarks(layout)]
     sets = {
@@ -76,19 +79,29 @@ def open_dataset(
     return Splits(sets["train"], sets["val"], sets.get("test"), layout.classes, notes)
 
 
-def read_layout(source: str | os.PathLike[str], *, outside_links: bool = False) -> Layout:
-    """Read any source without judging it. Raises :class:`DataError` if there is nothing to read."""
+def read_layout(source: str | os.PathLike[str], *, labels: str = "auto", outside_links: bool = False) -> Layout:
+    """Read any source without judging it. Raises :class:`DataError` if there is nothing to read.
+
+    ``labels``: whether an image has one label or several is seen from a table or parquet (``auto``); ``single`` and
+    ``multi`` insist. Folders and built-in sets have one label an image.
+    """
+    require_known([labels], FORMS, "form of labels")
     path = os.path.expanduser(os.fspath(source))
-    if not os.path.exists(path):
-        if path in BUILTIN:
-            return read_builtin(path)
+    if not os.path.exists(path) and path not in BUILTIN:
         raise _missing(path)
+    if os.path.exists(path) and is_parquet(path):
+        return read_parquet(path, labels)
+    if os.path.isfile(path) and path.lower().endswith((".csv", ".tsv")):
+        return read_table(path, labels)
+    if labels == "multi":
+        raise UsageError(
+            f"expected a table or parquet for data.labels=multi, got {printable(path)}, which gives each image one "
+            "label. mend: list the images in a CSV with cells like cat;dog"
+        )
+    if not os.path.exists(path):
+        return read_builtin(path)
     if os.path.isdir(path):
-        return read_parquet(path) if is_parquet(path) else read_folder(path, outside_links=outside_links)
-    if is_parquet(path):
-        return read_parquet(path)
-    if path.lower().endswith((".csv", ".tsv")):
-        return read_table(path)
+        return read_folder(path, outside_links=outside_links)
     raise DataError(
         f"expected a folder, a .csv, a .tsv or a .parquet file, got {printable(path)}. "
         "mend: give the folder that holds one sub-folder a class"

@@ -159,6 +159,9 @@ class ClassifyMetrics:
         """Return top1, top5, loss, the macro means, calibration error and count."""
         return self.numbers.compute()
 
+    def thresholds(self) -> None:
+        """The class of the highest score is the answer."""
+
     def describe(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Return the confusion matrix (rows true), the per-class table and the reliability bins."""
         return {

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitrail.data.imbalance import CORRECTIONS, imbalance
+from vitrail.data.imbalance import CORRECTIONS, MULTI_CORRECTIONS, imbalance
 from vitrail.data.sources import Splits
 from vitrail.models import create_model
 from vitrail.tasks import Task, create_task
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.distil import Distil
 from vitrail.tasks.imbalance import BETA, class_weights, log_prior
+from vitrail.tasks.multilabel import balance_of
 from vitrail.weights import Card, card_for, load_folder, load_pretrained
+from vitrail.weights.cards import MULTI_LABEL, SINGLE_LABEL
 
 from .pipeline import eval_loader, threads
 from .precision import use_threads
@@ -42,7 +44,9 @@ def build_model(recipe: Recipe, splits: Splits, say: Callable[[str], None]) -> t
     origin = f"trained by Vitrail on {Path(recipe.data.source).name}" + (
         f", starting from {m.pretrained if m.pretrained else m.name}" if card.origin or m.pretrained else ""
     )
-    return model, replace(card, name=m.name, input_size=model.config.img_size, crop_mode="center", origin=origin)
+    said = {"name": m.name, "input_size": model.config.img_size, "crop_mode": "center", "origin": origin}
+    kind = MULTI_LABEL if recipe.task == "multilabel" else SINGLE_LABEL
+    return model, replace(card, **said, problem_type=kind, thresholds=None)
 
 
 def _crop_pct(recipe: Recipe) -> float:
@@ -57,9 +61,11 @@ def about_imbalance(recipe: Recipe, splits: Splits) -> str | None:
     if found is None:
         return None
     flat = recipe.flat()
-    done = [f"{k}={flat[k]}" for k in ("data.balance", "train.class_weights", "train.logit_adjustment")]
-    done = [setting for setting in done if not setting.endswith(("=none", "=0.0"))]
-    what = f"corrected by {done[0]}" if done else f"to make up for it, set one of {CORRECTIONS}"
+    several = recipe.task == "multilabel"
+    kinds = ("data.balance", "train.class_weights", "train.logit_adjustment", "train.loss")
+    done = [f"{k}={flat[k]}" for k in kinds if flat[k] not in ("none", 0.0, "cross_entropy")]
+    fixes = MULTI_CORRECTIONS if several else CORRECTIONS
+    what = f"corrected by {done[0]}" if done else f"to make up for it, set one of {fixes}"
     watched = "" if recipe.train.monitor != "top1" else "; train.monitor=macro_recall chooses weights by the class mean"
     return f"{found}: {what}{watched}"
 
@@ -83,6 +89,13 @@ def build_task(
 def _task_options(recipe: Recipe, splits: Splits) -> dict[str, Any]:
     t, counts = recipe.train, splits.train.counts()
     options: dict[str, Any] = {"label_smoothing": t.label_smoothing, "monitor": t.monitor}
+    if recipe.task == "multilabel":
+        images = len(splits.train)
+        options |= {"loss": t.loss, "base_rate": counts / images}
+        if t.class_weights != "none" or t.logit_adjustment:
+            weighing = {"kind": t.class_weights, "beta": t.effective_beta or BETA, "tau": t.logit_adjustment}
+            options["balance"] = balance_of(counts, images, **weighing)
+        return options
     if t.class_weights != "none":
         options["class_weights"] = class_weights(counts, t.class_weights, beta=t.effective_beta or BETA)
     if t.logit_adjustment:

@@ -15,7 +15,9 @@ import numpy as np
 from vitrail.data.imageset import ImageSet
 from vitrail.data.sources import Splits, open_dataset
 from vitrail.errors import UsageError, VitrailError
+from vitrail.tasks import headline
 from vitrail.tasks.evaluate import Evaluation
+from vitrail.tasks.multilabel import MultiLabel
 
 from .build import about_imbalance
 from .checkpoint import Checkpoints, load, replace_bytes
@@ -153,6 +155,7 @@ def _open(recipe: Recipe) -> Splits:
         test_fraction=d.test_fraction,
         train_fraction=d.train_fraction,
         seed=d.seed,
+        labels=d.labels,
         allow_empty=d.allow_empty,
     )
 
@@ -160,7 +163,7 @@ def _open(recipe: Recipe) -> Splits:
 def _own_splits(recipe: Recipe) -> list[str]:
     from vitrail.data.sources import read_layout
 
-    return list(read_layout(recipe.data.source).parts)
+    return list(read_layout(recipe.data.source, labels=recipe.data.labels).parts)
 
 
 def _introduce(session: Session) -> None:
@@ -186,7 +189,8 @@ def _run(session: Session) -> RunResult:
     summary = _finish(session)
     split = "test" if "test" in summary["results"] else "val"
     metrics = summary["results"][split]
-    say(f"{split} accuracy {100 * metrics['top1']:.2f} % on {metrics['count']:.0f} images (best weights)")
+    name, value = headline(metrics)
+    say(f"{split} {name} {100 * value:.2f} % on {metrics['count']:.0f} images (best weights)")
     _report(session, split)
     return RunResult(folder, split, metrics, summary["best"], summary)
 
@@ -199,7 +203,10 @@ def _finish(session: Session) -> dict[str, Any]:
     if state.best is None:
         raise VitrailError("the best weights could not be written; mend: free some space, then `vitrail resume`")
     session.save_weights("last", {"epoch": recipe.train.epochs, "step": state.step})
-    best = load_folder(session.folder / "best")[0].to(session.device)
+    best, card, _ = load_folder(session.folder / "best")
+    best.to(session.device)
+    if isinstance(session.task, MultiLabel):
+        session.task.thresholds = card.thresholds  # found on validation, used on test too
     results, problems = {}, list(session.batches.problems)
     for name, images in (("val", splits.val), ("test", splits.test)):
         if images is None:

@@ -63,6 +63,9 @@ class Data(Section):
     balance: Literal["none", "sqrt", "equal"] = Field(
         "none", description="how often an epoch visits a class: as it has images, the root of that, or all alike"
     )
+    labels: Literal["single", "multi"] | Auto = Field(
+        "auto", description="labels an image: one, or any number; auto: seen from the table or parquet"
+    )
     cache: Literal["auto", "none", "all"] = Field("auto", description="keep images in memory; auto: what fits well")
     workers: Annotated[int, Field(ge=0)] | Auto = Field("auto", description="reading threads; auto: one a core")
     max_broken: Share = Field(0.01, description="share of unreadable training images that is put up with")
@@ -250,7 +253,10 @@ class Train(Section):
     logit_adjustment: Annotated[float, Field(ge=0)] = Field(
         0.0, description="tau: tau times the log share of each class is added to its logit in training (2007.07314)"
     )
-    monitor: Literal["auto", "top1", "macro_recall", "macro_f1"] = Field(
+    loss: Literal["cross_entropy", "asymmetric"] | Auto = Field(
+        "auto", description="asymmetric: for many rare labels an image (arXiv 2009.14119)"
+    )
+    monitor: Literal["top1", "macro_recall", "macro_f1", "micro_f1", "map"] | Auto = Field(
         "auto", description="metric that chooses the best weights; macro_recall: the mean accuracy of the classes"
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | Auto | None = Field("auto", description="null: no average")
