@@ -229,7 +229,7 @@ def test_augment_parts_draw_independently() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: RandAugment(magnitude=11),
+        lambda: RandAugment(magnitude=31),
         lambda: RandAugment(num_ops=0),
         lambda: RandAugment(prob=0),
         lambda: RandAugment(fill=300),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vitrail.data import rng
-from vitrail.data.order import POWERS, Balanced, InOrder, Shuffled, draw_keys, training_order
+from vitrail.data.order import POWERS, Balanced, InOrder, Repeated, Shuffled, draw_keys, training_order
 from vitrail.errors import DataError, UsageError
 
 LABELS = np.repeat([0, 1, 3], [40, 9, 3])[np.random.default_rng(0).permutation(52)].astype(np.int64)
@@ -69,7 +69,44 @@ def test_draw_keys_tell_visits_apart_and_leave_first_visits_alone() -> None:
     assert np.array_equal(keys % len(LABELS), visits)
 
 
+@pytest.mark.parametrize(("count", "repeats", "batch"), [(52, 3, 12), (52, 3, 16), (50, 2, 7), (5, 4, 5), (7, 2, 64)])
+@pytest.mark.parametrize("balance", ["none", "equal"])
+def test_repeated_visits_stand_together_and_keep_the_length(count: int, repeats: int, batch: int, balance: str) -> None:
+    plain = training_order(LABELS[:count], 5, balance)
+    order = training_order(LABELS[:count], 5, balance, repeats, batch)
+    assert isinstance(order, Repeated)
+    seen = set()
+    for epoch in range(6):
+        visits = order(epoch)
+        assert visits.shape == (count,)
+        assert np.array_equal(visits, training_order(LABELS[:count], 5, balance, repeats, batch)(epoch))
+        assert len(set(draw_keys(visits, count).tolist())) == count  # no two visits draw the same
+        if balance == "none":
+            distinct = visits[np.sort(np.unique(visits, return_index=True)[1])]
+            assert np.array_equal(distinct, plain(epoch)[: len(distinct)])
+            times = np.bincount(visits)
+            assert times.max() == repeats
+            for image in distinct:
+                assert np.ptp(np.flatnonzero(visits == image)) < batch
+        seen |= set(visits.tolist())
+    assert len(seen) > count / repeats  # each epoch takes other images
+
+
+def test_whole_batches_hold_each_image_as_often_as_asked() -> None:
+    visits = Repeated(Shuffled(48, 0), 3, 12)(1).reshape(4, 12)
+    for row in visits:
+        assert set(np.bincount(row)) == {0, 3}
+        assert (row != np.roll(row, 1)).all()  # what MixUp blends is another image
+    assert len(set(visits.ravel().tolist())) == 16
+
+
+def test_once_is_the_plain_order() -> None:
+    assert training_order(LABELS, 7, "none", 1, 4) == Shuffled(52, 7)
+
+
 def test_bad_input() -> None:
+    with pytest.raises(UsageError, match="between 2 and the batch size, 4, got 5"):
+        training_order(LABELS, 0, "none", 5, 4)
     with pytest.raises(UsageError, match=r"squrt.*Did you mean 'sqrt'"):
         training_order(LABELS, 0, "squrt")
     with pytest.raises(DataError, match="got none"):

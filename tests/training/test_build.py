@@ -1,77 +1,62 @@
-"""From recipe and data to task and loader: what makes up for unequal classes arrives where it works."""
+"""From a recipe to the network and the task: what the fields ask for is in them."""
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from tests.data.making import picture
-from vitrail.classes import ClassMap
-from vitrail.data.imageset import ArrayStore, ImageSet
-from vitrail.data.sources import Splits
-from vitrail.tasks.classify import Classify
-from vitrail.tasks.imbalance import class_weights, log_prior
-from vitrail.training.build import about_imbalance, build_task
-from vitrail.training.defaults import measure, resolve
-from vitrail.training.pipeline import train_loader
+from vitrail.data.sources import open_dataset
+from vitrail.errors import UsageError
+from vitrail.training.build import build_model, build_task
+from vitrail.training.defaults import Facts, resolve
 from vitrail.training.recipe import Recipe
-from vitrail.weights import Card
-
-LABELS = np.array([0] * 33 + [1] * 6 + [2] * 3)
 
 
-def splits() -> Splits:
-    store = ArrayStore("made", np.stack([picture(i, (16, 16)) for i in range(len(LABELS))]))
-    images = ImageSet(store, np.arange(len(LABELS)), LABELS, ClassMap.of(["a", "b", "c"]))
-    return Splits(images, images, None, images.classes)
+def build(photos: Path, **given: Any) -> tuple[nn.Module, Any, Any]:
+    asked = Recipe.load({}, {"model.name": "test_vit", "model.drop_path_rate": 0.0, "train.batch_size": 4, **given}, {})
+    recipe, _ = resolve(asked, Facts(24, 24, 24, 2), torch.device("cpu"), has_val=True)
+    splits = open_dataset(photos)
+    model, card = build_model(recipe, splits, print)
+    return model, card, build_task(recipe, splits, card, torch.device("cpu"))
 
 
-def settled(**given: Any) -> Recipe:
-    asked = Recipe.load({}, {"model.name": "test_vit", "model.img_size": 16, "data.workers": 0, **given}, {})
-    return resolve(asked, measure(splits().train), torch.device("cpu"), has_val=True)[0]
+@pytest.mark.parametrize("name", ["test_vit", "test_swin", "test_coatnet", "test_pvt", "test_pvt_v2"])
+def test_attention_dropout_acts_in_training_alone(photos: Path, name: str) -> None:
+    plain, _, _ = build(photos, **{"model.name": name})
+    dropped, _, _ = build(photos, **{"model.name": name, "model.attn_drop_rate": 0.5})
+    for model in (plain, dropped):
+        torch.manual_seed(1)
+        nn.init.normal_(model.head.weight)  # zero at first in some networks
+    kept = copy.deepcopy(dropped.state_dict())
+    images = torch.randn(2, 3, *dropped.config.img_size)
+    with torch.no_grad():
+        assert not torch.equal(dropped.train()(images), dropped(images))
+        dropped.load_state_dict(kept)  # batch norms have averaged
+        assert torch.equal(dropped.eval()(images), plain.eval()(images))
 
 
-def task(**given: Any) -> Classify:
-    made = build_task(settled(**given), splits(), Card(name="test_vit", input_size=(16, 16)), torch.device("cpu"))
-    assert isinstance(made, Classify)
-    return made
+def test_dropout_reaches_the_model(photos: Path) -> None:
+    model, _, _ = build(photos, **{"model.drop_rate": 0.25})
+    assert model.config.drop_rate == 0.25
+    assert build(photos)[0].config.drop_rate == 0.0
 
 
-def test_weights_and_shifts_come_from_the_training_counts() -> None:
-    counts = [33, 6, 3]
-    plain = task()
-    assert plain.class_weights is plain.logit_shift is None
-    assert plain.monitor == "top1"
-    balanced = task(**{"train.class_weights": "balanced", "train.monitor": "macro_recall"})
-    np.testing.assert_allclose(balanced.class_weights, class_weights(counts, "balanced"), rtol=1e-6)
-    assert balanced.monitor == "macro_recall"
-    effective = task(**{"train.class_weights": "effective", "train.effective_beta": 0.9})
-    np.testing.assert_allclose(effective.class_weights, class_weights(counts, "effective", beta=0.9), rtol=1e-6)
-    default = task(**{"train.class_weights": "effective"})
-    np.testing.assert_allclose(default.class_weights, class_weights(counts, "effective", beta=0.999), rtol=1e-6)
-    shifted = task(**{"train.logit_adjustment": 1.5})
-    np.testing.assert_allclose(shifted.logit_shift, 1.5 * log_prior(counts), rtol=1e-6)
+def test_no_attention_to_drop_is_an_error(photos: Path) -> None:
+    with pytest.raises(UsageError, match="no attention"):
+        build(photos, **{"model.name": "test_resnet", "model.attn_drop_rate": 0.1})
 
 
-@pytest.mark.parametrize(("balance", "share"), [("none", [33, 6, 3]), ("equal", [14, 14, 14])])
-def test_balance_reaches_the_loader(balance: str, share: list[int]) -> None:
-    card = Card(name="test_vit", input_size=(16, 16))
-    loader = train_loader(settled(**{"data.balance": balance, "train.batch_size": 6}), splits().train, card)
-    labels = torch.cat([batch.labels for batch in loader.epoch(2)])
-    assert torch.bincount(labels).tolist() == share
+def test_the_evaluation_crop_is_the_cards(photos: Path) -> None:
+    assert build(photos, **{"data.crop_pct": 0.8})[1].crop_pct == 0.8
+    assert build(photos)[1].crop_pct == 1.0
 
 
-def test_imbalance_is_said_until_something_is_done_about_it() -> None:
-    words = about_imbalance(settled(), splits())
-    assert words is not None
-    assert "(a: 33) has 11 times the images of the smallest (c: 3): to make up for it, set one of data.balance" in words
-    assert "train.monitor=macro_recall" in words
-    done = about_imbalance(settled(**{"data.balance": "sqrt", "train.monitor": "macro_recall"}), splits())
-    assert done is not None
-    assert done.endswith(": corrected by data.balance=sqrt")
-    even = splits()
-    even.train = even.train.subset(np.arange(30, 42))
-    assert about_imbalance(settled(), even) is None
+def test_the_loss_is_the_recipes(photos: Path) -> None:
+    task = build(photos, **{"train.loss": "bce", "train.bce_threshold": 0.2})[2]
+    assert (task.loss_kind, task.bce_threshold) == ("bce", 0.2)
+    assert build(photos)[2].loss_kind == "ce"

@@ -43,7 +43,11 @@ def first_batch(photos: Path, **changes: Any) -> Any:
         {"augment.randaugment.num_ops": 1},
         {"augment.randaugment.num_ops": 3},
         {"augment.randaugment": {"num_ops": 1, "magnitude": 2}},
+        {"augment.randaugment": {"num_ops": 1, "magnitude": 20}},
         {"augment.erasing": 1},
+        {"augment.three_augment": True},
+        {"augment.color_jitter": 0.4},
+        {"augment.crop": "resized", "augment.interpolation": "bilinear"},
         {"augment.mixup": 1, "augment.mix_prob": 1},
         {"augment.cutmix": 1, "augment.mix_prob": 1},
         {"train.seed": 5},
@@ -57,6 +61,43 @@ def test_every_option_changes_the_images(photos: Path, change: dict[str, Any]) -
     if "augment.crop" in change:  # and what the crop is told makes a difference too
         only_crop = first_batch(photos, **{"augment.crop": change["augment.crop"]})
         assert len(change) == 1 or not torch.equal(changed.images, only_crop.images)
+
+
+@pytest.mark.parametrize(
+    ("common", "change"),
+    [
+        ({"augment.randaugment": {"num_ops": 1, "magnitude": 5}}, {"augment.randaugment.noise": 3}),
+        ({"augment.erasing": 1}, {"augment.erasing_mode": "const"}),
+        ({"augment.cutmix": 1, "augment.mixup": 1, "augment.mix_prob": 1}, {"augment.mix_switch": 0}),
+        ({"augment.cutmix": 1, "augment.mixup": 1, "augment.mix_prob": 1}, {"augment.mix_switch": 1}),
+        ({"augment.mixup": 1, "augment.mix_prob": 1}, {"augment.mix_by": "image"}),
+    ],
+)
+def test_options_of_options_change_the_images(photos: Path, common: dict[str, Any], change: dict[str, Any]) -> None:
+    batches = [
+        first_batch(photos, **common, **{"train.seed": seed}, **extra) for seed in range(3) for extra in ({}, change)
+    ]
+    assert any(not torch.equal(a.images, b.images) for a, b in zip(batches[::2], batches[1::2], strict=True))
+
+
+def test_copies_of_an_image_stand_in_one_batch_and_differ(photos: Path) -> None:
+    twice = {"augment.crop": "resized", "augment.repeats": 2}
+    batch = first_batch(photos, **twice)
+    a, b = batch.indices.reshape(2, 2)
+    assert torch.equal(a, b)
+    assert not torch.equal(batch.images[0], batch.images[2])
+    assert torch.equal(batch.images, first_batch(photos, **twice).images)
+    once = first_batch(photos, **{"augment.crop": "resized"})
+    assert torch.equal(once.images[:2], batch.images[:2])  # first copies draw as they always did
+
+
+def test_three_augment_stands_for_randaugment() -> None:
+    def settled(**given: Any) -> Recipe:
+        asked = Recipe.load({}, {"train.epochs": 99, **given}, {})
+        return resolve(asked, Facts(32, 32, 9000, 2), torch.device("cpu"), has_val=True)[0]
+
+    assert settled().augment.randaugment is not None
+    assert settled(**{"augment.three_augment": True}).augment.randaugment is None
 
 
 def test_evaluation_sees_every_image_once_in_order(photos: Path) -> None:

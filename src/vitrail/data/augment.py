@@ -1,7 +1,8 @@
-"""The stage that runs on whole batches, after the crop: flips, RandAugment, normalisation, random erasing.
+"""The stage that runs on whole batches, after the crop: flips, distortions, normalisation, random erasing.
 
-Sources: RandAugment - see ``randaugment``; random erasing - Zhong et al. 2017, arXiv 1708.04896. No stage has state or
-touches a global generator: row ``b`` of ``draws`` holds the uniform numbers of image ``b``. Works on any device.
+Sources: RandAugment - see ``randaugment``; 3-Augment and colour jitter - see ``coloring``; random erasing - Zhong et
+al. 2017, arXiv 1708.04896. No stage has state or touches a global generator: row ``b`` of ``draws`` holds the uniform
+numbers of image ``b``. Works on any device.
 Shapes: B batch, images (B, 3, H, W), uint8 before :class:`Normalize` and float32 after it, D draws an image.
 """
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from vitrail.errors import UsageError
 
+from .coloring import ColorJitter, ThreeAugment
 from .randaugment import RandAugment
 from .transforms import sample_boxes
 
@@ -102,6 +104,8 @@ class Augment:
     vflip: float = 0.0
     randaugment: RandAugment | None = None
     erasing: RandomErasing | None = None
+    three: ThreeAugment | None = None
+    jitter: ColorJitter | None = None
 
     def __post_init__(self) -> None:
         if not (0 <= self.hflip <= 1 and 0 <= self.vflip <= 1):
@@ -110,18 +114,24 @@ class Augment:
     @property
     def draws(self) -> int:
         """Uniform numbers used by one image."""
-        return 2 + (self.randaugment.draws if self.randaugment else 0) + (self.erasing.draws if self.erasing else 0)
+        # the order here is that of the numbers, not of the work: what came later to this class draws last, so that
+        # it moves nobody else's numbers
+        return 2 + sum(part.draws for part in (self.randaugment, self.erasing, self.three, self.jitter) if part)
 
     def __call__(self, images: Tensor, draws: Draws, normalize: Normalize) -> Tensor:
         """uint8 (B, 3, H, W) -> float32 (B, 3, H, W), augmented and normalised. The input is not changed."""
         images = flip(images, draws[:, 0] < self.hflip, -1)
         images = flip(images, draws[:, 1] < self.vflip, -2)
-        after = 2
-        if self.randaugment:
-            images = self.randaugment(images, draws[:, after:])
-            after += self.randaugment.draws
+        own, after = {}, 2
+        for part in (self.randaugment, self.erasing, self.three, self.jitter):
+            if part:
+                own[part] = draws[:, after : after + part.draws]
+                after += part.draws
+        for distort in (self.randaugment, self.three, self.jitter):
+            if distort:
+                images = distort(images, own[distort])
         out = normalize(images)
-        return self.erasing(out, draws[:, after:]) if self.erasing else out
+        return self.erasing(out, own[self.erasing]) if self.erasing else out
 
 
 def flip(images: Tensor, chosen: NDArray[np.bool_], axis: int) -> Tensor:

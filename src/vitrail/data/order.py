@@ -1,8 +1,10 @@
 """In which order an epoch visits the images: small objects, each a pure function of the epoch.
 
 Class-balanced sampling: Kang et al. 2020, arXiv 1910.09217, section 3 (probability of class c proportional to n_c**q:
-q = 1 as the data are, 1/2 "square-root sampling", 0 "class-balanced"). Nothing here has state, so an interrupted epoch
-is resumed by counting. An order may visit an image more than once; :func:`draw_keys` tells the visits apart.
+q = 1 as the data are, 1/2 "square-root sampling", 0 "class-balanced"). Repeated augmentation: Hoffer et al. 2020, arXiv
+1901.09335; in DeiT's form (arXiv 2012.12877, section 6) an epoch keeps its length. Nothing here has state, so an
+interrupted epoch is resumed by counting. An order may visit an image more than once; :func:`draw_keys` tells the visits
+apart.
 Shapes: n images, K classes, m visits an epoch.
 """
 
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from vitrail.errors import DataError, UsageError, require_known
 
 from . import rng
-from .labels import Labels
+from .labels import Labels, is_multi
 
 POWERS = {"none": 1.0, "sqrt": 0.5, "equal": 0.0}
 """Kinds of balanced sampling -> the power of a class's count that its share of an epoch is proportional to."""
@@ -101,15 +103,44 @@ class Balanced:
         return rng.bits(self.seed, cycle, members, 1, rng.CYCLE).reshape(-1)
 
 
-def training_order(labels: Labels, seed: int, balance: str = "none") -> Order:
-    """Return the order of a training set with these labels, int64 (n,): shuffled, or balanced (:data:`POWERS`)."""
+@dataclass(frozen=True)
+class Repeated:
+    """Each of the first m / ``repeats`` visits of another order, ``repeats`` times, within about one batch.
+
+    A batch is ``repeats`` rounds through the same images, so that neighbours, which MixUp and CutMix blend, are copies
+    of different images. What tells the copies apart is :func:`draw_keys`.
+    """
+
+    order: Order
+    repeats: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.repeats <= self.batch:
+            raise UsageError(f"expected repeats between 2 and the batch size, {self.batch}, got {self.repeats}")
+
+    def __call__(self, epoch: int) -> NDArray[np.int64]:
+        """See :class:`Order`."""
+        order = self.order(epoch)
+        group = max(1, min(self.batch, len(order)) // self.repeats)
+        rounds = -(-len(order) // (group * self.repeats))
+        distinct = order[: rounds * group].reshape(rounds, 1, group)
+        return np.broadcast_to(distinct, (rounds, self.repeats, group)).reshape(-1)[: len(order)]
+
+
+def training_order(labels: Labels, seed: int, balance: str = "none", repeats: int = 1, batch: int = 1) -> Order:
+    """Return the order of a training set with these labels, int64 (n,): shuffled, or balanced (:data:`POWERS`).
+
+    With ``repeats`` above 1 each image visited is visited that often in its batch of ``batch`` images.
+    """
     require_known([balance], POWERS, "kind of balanced sampling")
-    if balance != "none" and labels.ndim == 2:
+    if balance != "none" and is_multi(labels):
         raise UsageError(
             f"data.balance: {balance} is for one label an image: an image of several classes cannot be drawn for one "
             "alone; mend: train.class_weights=balanced"
         )
-    return Shuffled(len(labels), seed) if balance == "none" else Balanced(labels, seed, POWERS[balance])
+    order = Shuffled(len(labels), seed) if balance == "none" else Balanced(labels, seed, POWERS[balance])
+    return order if repeats == 1 else Repeated(order, repeats, batch)
 
 
 def draw_keys(order: NDArray[np.int64], count: int) -> NDArray[np.int64]:

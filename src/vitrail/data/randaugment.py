@@ -25,6 +25,7 @@ POINTWISE = ("autocontrast", "equalize", "solarize", "posterize")
 OPERATIONS = ("identity", *POINTWISE, *BLENDS, *GEOMETRIC)
 
 _DEGREES, _SHEAR, _SHIFT, _BLEND, _BITS = 30.0, 0.3, 0.45, 0.9, 4
+STRONGEST = 30
 _DRAWS = 4  # operation, whether, magnitude, sign
 
 
@@ -34,7 +35,8 @@ class RandAugment:
 
     The magnitude spreads by a normal of ``magnitude_std``, clipped to 0..10. ``fill`` (grey level) stands where a
     geometric operation looks outside the image. At magnitude 10: rotate 30 degrees, shear 0.3, translate 0.45 of the
-    side, colour, contrast, brightness and sharpness by a factor of 0.1 or 1.9, solarize all, posterize to 4 bits.
+    side, colour, contrast, brightness and sharpness by a factor of 0.1 or 1.9, solarize all, posterize to 4 bits. Above
+    10 (to 30: AugReg has 15 and 20) the geometric operations and the blends grow on, the last two stay where they are.
     """
 
     num_ops: int = 2
@@ -44,9 +46,9 @@ class RandAugment:
     fill: int = 128
 
     def __post_init__(self) -> None:
-        if self.num_ops < 1 or not 0 <= self.magnitude <= 10 or self.magnitude_std < 0:
+        if self.num_ops < 1 or not 0 <= self.magnitude <= STRONGEST or self.magnitude_std < 0:
             raise UsageError(
-                "expected num_ops >= 1, magnitude 0..10 and magnitude_std >= 0, "
+                f"expected num_ops >= 1, magnitude 0..{STRONGEST} and magnitude_std >= 0, "
                 f"got {self.num_ops}, {self.magnitude} and {self.magnitude_std}"
             )
         if not 0 < self.prob <= 1 or not 0 <= self.fill <= 255:
@@ -64,7 +66,7 @@ class RandAugment:
             operation = (part[:, 0] * len(OPERATIONS)).astype(np.int64)
             operation[part[:, 1] >= self.prob] = 0
             spread = ndtri(np.clip(part[:, 2], 1e-12, 1 - 1e-12)) * self.magnitude_std
-            level = np.clip(self.magnitude + spread, 0, 10) / 10
+            level = np.clip(self.magnitude + spread, 0, 10 if self.magnitude <= 10 else STRONGEST) / 10
             sign = np.where(part[:, 3] < 0.5, -1.0, 1.0)
             self._round(images, operation, level, sign)
         return images
@@ -85,8 +87,8 @@ class RandAugment:
             ),
             (operation == at("autocontrast"), lambda x, m: autocontrast(x)),
             (operation == at("equalize"), lambda x, m: equalize(x)),
-            (operation == at("solarize"), lambda x, m: solarize(x, 256 * (1 - level[m]))),
-            (operation == at("posterize"), lambda x, m: posterize(x, 8 - np.rint(_BITS * level[m]))),
+            (operation == at("solarize"), lambda x, m: solarize(x, 256 * (1 - np.minimum(level[m], 1)))),
+            (operation == at("posterize"), lambda x, m: posterize(x, 8 - np.rint(_BITS * np.minimum(level[m], 1)))),
         ]
         for mask, apply in groups:
             if mask.any():
@@ -130,7 +132,7 @@ def blend(images: Tensor, operation: NDArray[np.int64], factor: NDArray[np.float
     """Move uint8 (k, 3, H, W) away from (factor > 1) or towards (< 1) grey, mean grey, black or blur."""
     pixels = images.float()
     plain = torch.zeros_like(pixels)
-    for name, make in (("color", _grey), ("contrast", _mean_grey), ("sharpness", _smooth)):
+    for name, make in (("color", luma), ("contrast", _mean_grey), ("sharpness", _smooth)):
         mask = operation == OPERATIONS.index(name)
         if mask.any():
             where = torch.from_numpy(np.flatnonzero(mask)).to(images.device)
@@ -139,14 +141,14 @@ def blend(images: Tensor, operation: NDArray[np.int64], factor: NDArray[np.float
     return torch.lerp(plain, pixels, share).clamp_(0, 255).to(torch.uint8)
 
 
-def _grey(pixels: Tensor) -> Tensor:
+def luma(pixels: Tensor) -> Tensor:
     """ITU-R 601 luma, whole grey levels: (k, 1, H, W)."""
     red, green, blue = pixels.unbind(1)
     return (0.299 * red + 0.587 * green + 0.114 * blue).round_()[:, None]
 
 
 def _mean_grey(pixels: Tensor) -> Tensor:
-    return (_grey(pixels).mean((2, 3), keepdim=True) + 0.5).floor().expand(-1, -1, *pixels.shape[2:])
+    return (luma(pixels).mean((2, 3), keepdim=True) + 0.5).floor().expand(-1, -1, *pixels.shape[2:])
 
 
 def _smooth(pixels: Tensor) -> Tensor:

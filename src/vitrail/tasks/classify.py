@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from vitrail.errors import require_known
 from vitrail.metrics.classification import ClassificationMetrics
 
 from .base import Losses
+from .losses import binary_cross_entropy
 
 
 class LabelledImages(Protocol):
@@ -60,7 +61,7 @@ MONITORS = ("top1", "macro_recall", "macro_f1")
 
 
 class Classify:
-    """Cross entropy over one label an image, with soft targets and smoothing."""
+    """Cross entropy (or one yes-or-no question a class) over one label an image, with soft targets and smoothing."""
 
     name = "classify"
 
@@ -69,6 +70,8 @@ class Classify:
         num_classes: int,
         *,
         label_smoothing: float = 0.0,
+        loss: Literal["ce", "bce"] = "ce",
+        bce_threshold: float | None = None,
         class_weights: ArrayLike | None = None,
         logit_shift: ArrayLike | None = None,
         monitor: str = "top1",
@@ -78,6 +81,8 @@ class Classify:
         Args:
             num_classes: K.
             label_smoothing: in [0, 1), the share of each target spread evenly over all K classes.
+            loss: "ce" is cross entropy, "bce" :func:`~vitrail.tasks.losses.binary_cross_entropy`.
+            bce_threshold: the latter's ``threshold``.
             class_weights: (K,), what an image of each class counts in the loss; one mixed from two classes counts the
                 mean of both. Smoothing changes no weight.
             logit_shift: (K,), added to the logits in training only (tau times the log prior: logit adjustment).
@@ -88,7 +93,14 @@ class Classify:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"expected label_smoothing in [0, 1), got {label_smoothing}")
         require_known([monitor], MONITORS, "metric to monitor")
+        if loss not in ("ce", "bce"):
+            raise ValueError(f"expected loss 'ce' or 'bce', got {loss!r}")
+        if loss != "bce" and bce_threshold is not None:
+            raise ValueError(f"bce_threshold has no effect with loss={loss!r}; mend: leave it out")
+        if loss == "bce" and logit_shift is not None:
+            raise ValueError("logit_shift is for loss 'ce', where the classes compete; mend: leave it out")
         self.num_classes, self.label_smoothing, self.monitor = num_classes, label_smoothing, monitor
+        self.loss_kind, self.bce_threshold = loss, bce_threshold
         self.class_weights = _vector(class_weights, num_classes, "class_weights")
         self.logit_shift = _vector(logit_shift, num_classes, "logit_shift")
 
@@ -109,11 +121,18 @@ class Classify:
         if self.logit_shift is not None:
             self.logit_shift = self.logit_shift.to(logits.device)
             logits = logits + self.logit_shift
-        each = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing, reduction="none")
+        each = self._each(logits, target)
         if self.class_weights is not None:
             self.class_weights = weights = self.class_weights.to(logits.device)
             each = each * (weights[target] if batch.targets is None else target @ weights)
         return mean_of_kept(each, batch.keep)
+
+    def _each(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of each image, (B,)."""
+        smooth = self.label_smoothing
+        if self.loss_kind == "bce":
+            return binary_cross_entropy(logits, target, label_smoothing=smooth, threshold=self.bce_threshold)
+        return F.cross_entropy(logits, target, label_smoothing=smooth, reduction="none")
 
     def predict(self, model: nn.Module, batch: LabelledImages) -> Classification:
         """Return softmax scores (B, K) in float32. The model's mode (train or eval) is the caller's choice."""

@@ -26,7 +26,7 @@ from .classify import LabelledImages, mean_of_kept
 from .imbalance import BETA, class_weights
 
 MONITORS = ("map", "micro_f1", "macro_f1")
-LOSSES = ("cross_entropy", "asymmetric")
+LOSSES = ("bce", "asymmetric")
 GAMMA, MARGIN = 4.0, 0.05
 
 
@@ -83,7 +83,7 @@ class MultiLabel:
         label_smoothing: float = 0.0,
         base_rate: ArrayLike | None = None,
         balance: Balance | None = None,
-        loss: str = "cross_entropy",
+        loss: str = "bce",
         monitor: str = "map",
         thresholds: Sequence[float] | None = None,
     ) -> None:

@@ -12,7 +12,9 @@ from torch import nn
 
 from vitrail.data.imbalance import CORRECTIONS, MULTI_CORRECTIONS, imbalance
 from vitrail.data.sources import Splits
+from vitrail.errors import UsageError
 from vitrail.models import create_model
+from vitrail.nn.attention import Attention
 from vitrail.tasks import Task, create_task
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.distil import Distil
@@ -32,6 +34,7 @@ def build_model(recipe: Recipe, splits: Splits, say: Callable[[str], None]) -> t
     m = recipe.model
     size = m.img_size if isinstance(m.img_size, tuple) else (m.img_size, m.img_size)
     own = {"num_classes": len(splits.classes), "img_size": size, "drop_path_rate": m.drop_path_rate, **m.options}
+    own |= {} if m.drop_rate is None else {"drop_rate": m.drop_rate}
     torch.manual_seed(recipe.train.seed)
     if m.name.startswith("hf-hub:"):
         model, card, _ = load_folder(m.name, **own)
@@ -41,12 +44,25 @@ def build_model(recipe: Recipe, splits: Splits, say: Callable[[str], None]) -> t
         report = load_pretrained(model, m.name, m.pretrained, new_head=True)
         say(f"pretrained: {report}")
         card = report.card or card_for(m.name)
+    if m.attn_drop_rate:
+        _drop_attention(model, m.attn_drop_rate)
+    if recipe.data.crop_pct is not None:
+        card = replace(card, crop_pct=recipe.data.crop_pct)
     origin = f"trained by Vitrail on {Path(recipe.data.source).name}" + (
         f", starting from {m.pretrained if m.pretrained else m.name}" if card.origin or m.pretrained else ""
     )
     said = {"name": m.name, "input_size": model.config.img_size, "crop_mode": "center", "origin": origin}
     kind = MULTI_LABEL if recipe.task == "multilabel" else SINGLE_LABEL
     return model, replace(card, **said, problem_type=kind, thresholds=None)
+
+
+def _drop_attention(model: nn.Module, rate: float) -> None:
+    """Drop this share of the attention weights in every block; it belongs to a run, not to what is saved."""
+    blocks = [module for module in model.modules() if isinstance(module, Attention)]
+    if not blocks:
+        raise UsageError("model.attn_drop_rate has no effect: the network has no attention; mend: leave it out")
+    for block in blocks:
+        block.attn_drop = rate
 
 
 def _crop_pct(recipe: Recipe) -> float:
@@ -63,7 +79,7 @@ def about_imbalance(recipe: Recipe, splits: Splits) -> str | None:
     flat = recipe.flat()
     several = recipe.task == "multilabel"
     kinds = ("data.balance", "train.class_weights", "train.logit_adjustment", "train.loss")
-    done = [f"{k}={flat[k]}" for k in kinds if flat[k] not in ("none", 0.0, "cross_entropy")]
+    done = [f"{k}={flat[k]}" for k in kinds if flat[k] not in ("none", 0.0, "ce", "bce")]
     fixes = MULTI_CORRECTIONS if several else CORRECTIONS
     what = f"corrected by {done[0]}" if done else f"to make up for it, set one of {fixes}"
     watched = "" if recipe.train.monitor != "top1" else "; train.monitor=macro_recall chooses weights by the class mean"
@@ -88,14 +104,15 @@ def build_task(
 
 def _task_options(recipe: Recipe, splits: Splits) -> dict[str, Any]:
     t, counts = recipe.train, splits.train.counts()
-    options: dict[str, Any] = {"label_smoothing": t.label_smoothing, "monitor": t.monitor}
+    options: dict[str, Any] = {"label_smoothing": t.label_smoothing, "loss": t.loss, "monitor": t.monitor}
     if recipe.task == "multilabel":
         images = len(splits.train)
-        options |= {"loss": t.loss, "base_rate": counts / images}
+        options["base_rate"] = counts / images
         if t.class_weights != "none" or t.logit_adjustment:
             weighing = {"kind": t.class_weights, "beta": t.effective_beta or BETA, "tau": t.logit_adjustment}
             options["balance"] = balance_of(counts, images, **weighing)
         return options
+    options["bce_threshold"] = t.bce_threshold
     if t.class_weights != "none":
         options["class_weights"] = class_weights(counts, t.class_weights, beta=t.effective_beta or BETA)
     if t.logit_adjustment:

@@ -19,11 +19,11 @@ from vitrail.data.imageset import ImageSet
 from vitrail.data.memory import available_bytes
 from vitrail.errors import DataError, UsageError
 
+from .augmenting import Augment
 from .habits import ALL_OPTIONS, HABITS, usual_decay, usual_rate
 from .precision import pick_precision
 from .recipe import Recipe, merge, nested, varied
 from .schedule import ENDLESS
-from .sections import Augment
 
 # width up to which one thread is as good as two: on a busy machine pico's fastest step took 197 ms and 200 ms
 NARROW = 64
@@ -168,16 +168,13 @@ def resolve(recipe: Recipe, facts: Facts, device: torch.device, *, has_val: bool
 
 def _labels(recipe: Recipe, facts: Facts, settle: Any) -> None:
     """Settle what depends on whether an image has one label or several."""
-    task, reason = (
-        ("multilabel", "several labels an image") if facts.multi_label else ("classify", "one label an image")
-    )
+    task = "multilabel" if facts.multi_label else "classify"
+    reason = "several labels an image" if facts.multi_label else "one label an image"
     if recipe.task not in ("auto", task):
-        raise UsageError(
-            f"expected task: {task}, because the data have {reason}, got {recipe.task}; mend: leave it out"
-        )
+        raise UsageError(f"expected task {task}, because the data have {reason}, got {recipe.task}; mend: leave it out")
     settle("task", task, reason)
     settle("data.labels", "multi" if facts.multi_label else "single", "as the data have it")
-    settle("train.loss", "cross_entropy", "of each class by itself" if facts.multi_label else reason)
+    settle("train.loss", "bce" if facts.multi_label else "ce", reason)
     settle("train.monitor", "map" if facts.multi_label else "top1", "chooses the best weights")
     smoothing = (0.0, "scores stay probabilities") if facts.multi_label else (0.1, "DeiT's value")
     settle("train.label_smoothing", *smoothing)
@@ -234,6 +231,8 @@ def _augmentation(recipe: Recipe, facts: Facts, epochs: int, settle: Any) -> Non
         values |= {"mixup": _MIX["mixup"], "cutmix": _MIX["cutmix"]}  # asked for, so it must do something
         mixed = True
     values["mix_prob"] = (values["mix_prob"] or _MIX["mix_prob"]) if mixed else None
+    if a.three_augment:
+        values["randaugment"] = None  # DeiT III has the one in place of the other
     for key, value in values.items():
         settle(f"augment.{key}", value, reason)
 

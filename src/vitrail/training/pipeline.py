@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitrail.data.augment import Augment, Normalize, RandomErasing
+from vitrail.data.coloring import ColorJitter, ThreeAugment
 from vitrail.data.imageset import ImageSet
 from vitrail.data.loader import Loader
 from vitrail.data.mixing import Mix
-from vitrail.data.order import training_order
+from vitrail.data.order import Order, training_order
 from vitrail.data.randaugment import RandAugment
 from vitrail.data.resample import resize
 from vitrail.data.transforms import Crop, Draws, EvalCrop, PadCrop, TrainCrop
@@ -33,13 +34,19 @@ def train_loader(recipe: Recipe, images: ImageSet, card: Card, device: torch.dev
         normalize=normalization(card),
         seed=recipe.train.seed,
         shuffle=True,
-        order=training_order(images.labels, recipe.train.seed, recipe.data.balance),
+        order=train_order(recipe, images),
         workers=threads(recipe),
         drop_last=True,
         cache=recipe.data.cache,
         max_broken=recipe.data.max_broken,
         device=device,
     )
+
+
+def train_order(recipe: Recipe, images: ImageSet) -> Order:
+    """Return the order in which a resolved recipe visits its training images."""
+    repeats, batch = recipe.augment.repeats, int(recipe.train.batch_size)
+    return training_order(images.labels, recipe.train.seed, recipe.data.balance, repeats, batch)
 
 
 def threads(recipe: Recipe) -> int | None:
@@ -77,13 +84,14 @@ def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
 
 def train_crop(recipe: Recipe, card: Card) -> Crop:
     """Return the crop that ``augment.crop`` names."""
-    a, size, how = recipe.augment, card.input_size, card.interpolation
+    a, size = recipe.augment, card.input_size
+    how = a.interpolation or card.interpolation
     if a.crop == "resized":
         return TrainCrop(size, scale=_pair(a.scale), ratio=_pair(a.ratio), interpolation=how)
     if a.crop == "padded":
         assert isinstance(a.padding, int), "a resolved recipe names the padding of a padded crop"
         return PadCrop(size, padding=a.padding, interpolation=how)
-    return eval_crop(card)
+    return eval_crop(replace(card, interpolation=how))
 
 
 def eval_crop(card: Card) -> Crop:
@@ -111,13 +119,16 @@ class Squash:
 
 
 def augmentation(recipe: Recipe) -> Augment:
-    """Return flips, RandAugment and erasing."""
-    a = recipe.augment
-    random = None
-    if a.randaugment is not None:
-        random = RandAugment(num_ops=a.randaugment.num_ops, magnitude=a.randaugment.magnitude)
-    erasing = RandomErasing(prob=float(a.erasing)) if a.erasing else None
-    return Augment(hflip=float(a.hflip), vflip=a.vflip, randaugment=random, erasing=erasing)
+    """Return flips, distortions and erasing."""
+    a, random = recipe.augment, recipe.augment.randaugment
+    return Augment(
+        hflip=float(a.hflip),
+        vflip=a.vflip,
+        randaugment=RandAugment(random.num_ops, random.magnitude, random.noise) if random is not None else None,
+        erasing=RandomErasing(prob=float(a.erasing), mode=str(a.erasing_mode)) if a.erasing else None,
+        three=ThreeAugment() if a.three_augment else None,
+        jitter=ColorJitter(a.color_jitter) if a.color_jitter else None,
+    )
 
 
 def mixing(recipe: Recipe, num_classes: int) -> Mix | None:
@@ -130,6 +141,8 @@ def mixing(recipe: Recipe, num_classes: int) -> Mix | None:
         mixup_alpha=float(a.mixup),
         cutmix_alpha=float(a.cutmix),
         prob=float(a.mix_prob),
+        switch_prob=0.5 if a.mix_switch is None else a.mix_switch,
+        per_sample=a.mix_by == "image",
         label_smoothing=0.0,
     )
 

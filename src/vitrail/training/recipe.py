@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vitrail.errors import UsageError, did_you_mean
 
-from .sections import Augment, Data, Distill, Model, Optim, Schedule, Section, Train
+from .augmenting import Augment
+from .sections import Data, Distill, Model, Optim, Schedule, Section, Train
 
 PREFIX = "VITRAIL_"
 
@@ -52,6 +53,7 @@ class Recipe(Section):
         lr, least = self.optim.lr, self.schedule.min_lr
         if isinstance(lr, float) and isinstance(least, float) and least > lr:
             raise ValueError(f"expected schedule.min_lr <= optim.lr ({lr}), got {least}")
+        self._require_room_for_copies()
         if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name in (".", "..")):
             raise ValueError(f"expected name as one folder name, got {self.name!r}")
         if self.distill is not None and self.distill.cache == "on" and (causes := varied(self.augment)):
@@ -60,6 +62,20 @@ class Recipe(Section):
                 "off, or distill.cache: off (the teacher is asked about every image anew)"
             )
         return self
+
+    def _require_room_for_copies(self) -> None:
+        """Copies of an image stand in one batch; what is mixed must be another image."""
+        a, batch = self.augment, self.train.batch_size
+        if a.repeats > 1 and not varied(a) and "auto" not in a.model_dump().values():
+            raise ValueError("augment.repeats has no effect: nothing varies the images, all copies are the same")
+        if not isinstance(batch, int) or a.repeats == 1:
+            return
+        least = 2 * a.repeats if a.mix_prob not in ("auto", None, 0) else a.repeats
+        if batch < least:
+            raise ValueError(
+                f"expected train.batch_size of at least {least} with augment.repeats: {a.repeats}"
+                f"{' and mixing' if least > a.repeats else ''}, got {batch}"
+            )
 
     @model_validator(mode="after")
     def _one_correction(self) -> Recipe:
@@ -91,8 +107,15 @@ class Recipe(Section):
                 f"data.balance: {self.data.balance} has no meaning with several labels an image: one of them cannot be "
                 "drawn alone; mend: train.class_weights: balanced"
             )
-        if not several and self.train.loss == "asymmetric":
-            raise ValueError("train.loss: asymmetric is for several labels an image; mend: leave it out")
+        losses = ("bce", "asymmetric") if several else ("ce", "bce")
+        if self.train.loss not in ("auto", *losses):
+            raise ValueError(f"expected train.loss of {', '.join(losses)} with {self.task}, got {self.train.loss!r}")
+        if several and self.train.bce_threshold is not None:
+            raise ValueError("train.bce_threshold is for one label an image; mend: leave it out")
+        if not several and self.train.loss == "bce" and self.train.logit_adjustment:
+            raise ValueError(
+                "train.logit_adjustment is for loss: ce, where the classes compete; mend: train.class_weights: balanced"
+            )
         fitting = ("map", "micro_f1", "macro_f1") if several else ("top1", "macro_recall", "macro_f1")
         if self.train.monitor not in ("auto", *fitting):
             raise ValueError(f"expected train.monitor of {', '.join(fitting)}, got {self.train.monitor!r}")
@@ -143,7 +166,7 @@ class Recipe(Section):
 def varied(augment: Augment) -> list[str]:
     """Return the settings, known so far, that show an image otherwise in one epoch than in another."""
     still = {"crop": ("none",), "hflip": (0,), "vflip": (0,), "randaugment": (None,), "erasing": (0,)}
-    still |= {"mix_prob": (None, 0)}
+    still |= {"mix_prob": (None, 0), "three_augment": (False,), "color_jitter": (0,), "interpolation": (None,)}
     values = augment.model_dump(mode="json")
     return [f"augment.{k} is {values[k]}" for k, calm in still.items() if values[k] not in (*calm, "auto")]
 

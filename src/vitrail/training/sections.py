@@ -1,7 +1,7 @@
 """The sections of a recipe: every option, its meaning, its default.
 
 ``auto`` is worked out from the data by defaults.py before a run starts; a run's ``recipe.yaml`` holds no ``auto``.
-Combinations in which an option would do nothing are refused here.
+Combinations in which an option would do nothing are refused here. The section ``augment`` is in augmenting.py.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ class Model(Section):
     name: str = Field("auto", description="a name of `vitrail models`, or auto: chosen by the size of the images")
     img_size: Size | Auto = Field("auto", description="pixels: one number, or [height, width]")
     drop_path_rate: Share | Auto = Field("auto", description="stochastic depth of the last block")
+    drop_rate: Decay | None = Field(None, description="dropout; null: what the model has, usually none")
+    attn_drop_rate: Decay = Field(0.0, description="dropout of the attention weights")
     pretrained: str | bool | None = Field(None, description="path, folder, hf-hub:org/name; true: the default origin")
     options: dict[str, Any] = Field(default_factory=dict, description="other fields of the model's config")
 
     @model_validator(mode="after")
     def _one_place(self) -> Model:
-        for key in ("img_size", "drop_path_rate"):
+        for key in ("img_size", "drop_path_rate", "drop_rate"):
             if key in self.options:
                 raise ValueError(f"expected {key} as model.{key}, got it in model.options")
         if "num_classes" in self.options:
@@ -68,6 +70,9 @@ class Data(Section):
     )
     cache: Literal["auto", "none", "all"] = Field("auto", description="keep images in memory; auto: what fits well")
     workers: Annotated[int, Field(ge=0)] | Auto = Field("auto", description="reading threads; auto: one a core")
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="share of the side that evaluation cuts out of the centre; null: what suits weights and crop"
+    )
     max_broken: Share = Field(0.01, description="share of unreadable training images that is put up with")
     allow_empty: bool = Field(False, description="accept classes that have no training image")
 
@@ -75,44 +80,6 @@ class Data(Section):
     def _something_left(self) -> Data:
         if isinstance(self.val_fraction, float) and self.val_fraction + self.test_fraction >= 1:
             raise ValueError("expected val_fraction + test_fraction below 1: nothing would be left to train on")
-        return self
-
-
-class RandAugment(Section):
-    """Random operations an image; Cubuk et al. 2020, arXiv 1909.13719."""
-
-    num_ops: Positive = Field(2, description="operations an image")
-    magnitude: Annotated[float, Field(ge=0, le=10)] = Field(9.0, description="strength, 0 to 10")
-
-
-class Augment(Section):
-    """How training images are varied."""
-
-    crop: Literal["resized", "padded", "none"] | Auto = Field(
-        "auto", description="resized: a random part; padded: shifted by padding; none: whole image"
-    )
-    scale: tuple[Share, Share] | Auto | None = Field("auto", description="area of a resized crop, least and most")
-    ratio: tuple[Rate, Rate] | Auto | None = Field("auto", description="aspect ratio of a resized crop")
-    padding: Positive | Auto | None = Field("auto", description="pixels of shift of a padded crop")
-    hflip: Share | Auto = Field("auto", description="probability of a left-right flip")
-    vflip: Share = Field(0.0, description="probability of an upside-down flip")
-    randaugment: RandAugment | Auto | None = Field("auto", description="null: off")
-    erasing: Share | Auto = Field("auto", description="probability of erasing a rectangle")
-    mixup: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="alpha of MixUp; 0: off")
-    cutmix: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="alpha of CutMix; 0: off")
-    mix_prob: Share | Auto | None = Field("auto", description="share of batches that are mixed")
-
-    @model_validator(mode="after")
-    def _no_idle_option(self) -> Augment:
-        for key, crop in (("scale", "resized"), ("ratio", "resized"), ("padding", "padded")):
-            if getattr(self, key) not in ("auto", None) and self.crop not in (crop, "auto"):
-                raise ValueError(f"{key} has no effect with crop: {self.crop}; mend: crop: {crop}, or leave {key} out")
-        for key in ("scale", "ratio"):
-            pair = getattr(self, key)
-            if isinstance(pair, tuple) and pair[0] > pair[1]:
-                raise ValueError(f"expected {key} as [least, most], got {list(pair)}")
-        if self.mixup == 0 and self.cutmix == 0 and self.mix_prob not in ("auto", None):
-            raise ValueError("mix_prob has no effect with mixup: 0 and cutmix: 0; mend: set one, or leave mix_prob out")
         return self
 
 
@@ -243,6 +210,14 @@ class Train(Section):
     epochs: Positive | Auto = Field("auto", description="times through the training images")
     batch_size: Positive | Auto = Field("auto", description="images an update")
     accumulation: Positive = Field(1, description="pieces a batch is computed in: less memory, the same gradient")
+    loss: Literal["ce", "bce", "asymmetric"] | Auto = Field(
+        "auto",
+        description="ce: cross entropy; bce: a yes-or-no question a class (DeiT III); asymmetric: of several labels an "
+        "image, many of them rare (arXiv 2009.14119); auto: ce, or bce with several labels",
+    )
+    bce_threshold: Decay | None = Field(
+        None, description="mixed targets above this count as whole ones in loss: bce; null: as they are"
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Auto = Field("auto", description="spread over all classes")
     class_weights: Literal["none", "balanced", "effective"] = Field(
         "none", description="of the loss; balanced: by inverse count; effective: by effective number (arXiv 1901.05555)"
@@ -252,9 +227,6 @@ class Train(Section):
     )
     logit_adjustment: Annotated[float, Field(ge=0)] = Field(
         0.0, description="tau: tau times the log share of each class is added to its logit in training (2007.07314)"
-    )
-    loss: Literal["cross_entropy", "asymmetric"] | Auto = Field(
-        "auto", description="asymmetric: for many rare labels an image (arXiv 2009.14119)"
     )
     monitor: Literal["top1", "macro_recall", "macro_f1", "micro_f1", "map"] | Auto = Field(
         "auto", description="metric that chooses the best weights; macro_recall: the mean accuracy of the classes"
@@ -274,6 +246,10 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Train:
+        if self.loss != "bce" and self.bce_threshold is not None:
+            raise ValueError(
+                f"bce_threshold has no effect with loss: {self.loss}; mend: loss: bce, or leave bce_threshold out"
+            )
         if isinstance(self.batch_size, int) and self.accumulation > self.batch_size:
             raise ValueError(
                 f"expected accumulation <= batch_size: a batch of {self.batch_size} cannot be cut in "
