@@ -19,7 +19,7 @@ FROZEN = {
     "models": "--cost --help --img-size --json pattern",
     "convert": "--help --json --layout --model --set source target",
     "data": "--help",
-    "data check": "--csv --help --json source",
+    "data check": "--csv --help --json --labels source",
 }
 
 
