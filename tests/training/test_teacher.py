@@ -20,8 +20,9 @@ from vitrail.models import create_model
 from vitrail.tasks.distil import Distil
 from vitrail.training import resume, train
 from vitrail.training import run as run_module
+from vitrail.training.augmenting import Augment
 from vitrail.training.pipeline import train_loader
-from vitrail.training.recipe import Recipe
+from vitrail.training.recipe import Recipe, varied
 from vitrail.training.sections import Distill
 from vitrail.training.session import Session
 from vitrail.training.signals import Interrupted
@@ -199,6 +200,21 @@ def test_answers_are_kept_only_where_images_stay_the_same(photos: Path, folder: 
         resolved(photos, folder, **{**STILL, **varied, "distill.cache": "on"})
 
 
+def test_every_setting_of_augmentation_is_thought_of() -> None:
+    """One that is new must say whether it varies images, or a kept answer would be that of another picture."""
+    varying = {
+        "crop": "padded", "hflip": 0.5, "vflip": 0.5, "randaugment": {"num_ops": 1}, "erasing": 0.5,
+        "mix_prob": 0.5, "three_augment": True, "color_jitter": 0.1, "interpolation": "bilinear",
+    }  # fmt: skip
+    of_others = {"scale", "ratio", "padding", "erasing_mode", "mixup", "cutmix", "mix_switch", "mix_by", "repeats"}
+    assert Augment.model_fields.keys() == varying.keys() | of_others
+    calm = Augment(crop="none", hflip=0, randaugment=None, erasing=0, mixup=0, cutmix=0, mix_prob=None)
+    assert varied(calm) == []
+    for name, value in varying.items():
+        (cause,) = varied(Augment(**{**calm.model_dump(), "mixup": 0.5, "mix_prob": None, name: value}))
+        assert cause.startswith(f"augment.{name} is ")
+
+
 def test_the_teacher_stays_as_it_is(photos: Path, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sessions: list[Session] = []
     built = Session.__init__
@@ -239,7 +255,7 @@ def taught(photos: Path, tmp_path: Path) -> Callable[[str], Path]:
 
     def start(name: str) -> Path:
         more = {
-            "model.name": "test_deit_distilled", "model.options": {"drop_rate": 0.1}, "model.img_size": 16,
+            "model.name": "test_deit_distilled", "model.drop_rate": 0.1, "model.options": {}, "model.img_size": 16,
             "augment.mixup": 0.5, "augment.mix_prob": 0.8, "train.precision": "bf16",
         }  # fmt: skip
         teacher = tmp_path / "teacher"

@@ -1,7 +1,7 @@
 """Colour jitter, and 3-Augment: grey, solarize or blur.
 
 Sources: 3-Augment - Touvron et al. 2022 (DeiT III), arXiv 2204.07118, section 3; colour jitter - Howard 2013, arXiv
-1312.5602, section 2, with the factors of torchvision. Works on any device; all chance comes from the draws.
+1312.5402, section 2, with the factors of torchvision. Works on any device; all chance comes from the draws.
 Shapes: B batch, k images that drew one operation, (B, 3, H, W) uint8, D draws an image.
 """
 

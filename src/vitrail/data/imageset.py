@@ -109,16 +109,66 @@ class ArrayStore:
 
 
 @dataclass(frozen=True)
+class JoinedStore:
+    """Two stores as one: the rows of ``first``, then those of ``second``."""
+
+    first: Store
+    second: Store
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def _at(self, row: int) -> tuple[Store, int]:
+        n = len(self.first)
+        return (self.first, row) if row < n else (self.second, row - n)
+
+    def name(self, row: int) -> str:
+        store, row = self._at(row)
+        return store.name(row)
+
+    def path(self, row: int) -> Path | None:
+        store, row = self._at(row)
+        return store.path(row)
+
+    def blob(self, row: int) -> bytes:
+        store, row = self._at(row)
+        return store.blob(row)
+
+    def read(self, row: int) -> Tensor:
+        store, row = self._at(row)
+        return store.read(row)
+
+
+@dataclass(frozen=True)
+class Soft:
+    """Targets that are no single class: ``rows`` int64 (n,) into ``table`` float32 (m, K), -1 where the label holds."""
+
+    rows: NDArray[np.int64]
+    table: NDArray[np.float32]
+
+    def of(self, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the targets of images at ``indices`` (B,) with ``labels`` (B,): float32 (B, K)."""
+        found = np.zeros((len(indices), self.table.shape[1]), dtype=np.float32)
+        found[np.arange(len(indices)), labels] = 1.0
+        told = self.rows[indices]
+        found[told >= 0] = self.table[told[told >= 0]]
+        return found
+
+
+@dataclass(frozen=True)
 class ImageSet:
     """Labelled images of one split. ``rows`` int64 (n,) are store rows.
 
     ``labels`` are class indices, int64 (n,), or, where an image may have several classes, bool (n, K).
+
+    ``soft`` holds the targets of images whose label is not all that is known of them (one label an image).
     """
 
     store: Store
     rows: NDArray[np.int64]
     labels: Labels
     classes: ClassMap
+    soft: Soft | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -142,7 +192,8 @@ class ImageSet:
     def subset(self, indices: Sequence[int] | ArrayLike) -> ImageSet:
         """Return the images at these positions, in this order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return ImageSet(self.store, self.rows[chosen], self.labels[chosen], self.classes)
+        soft = None if self.soft is None else Soft(self.soft.rows[chosen], self.soft.table)
+        return ImageSet(self.store, self.rows[chosen], self.labels[chosen], self.classes, soft)
 
     def counts(self) -> NDArray[np.int64]:
         """Images of each class, (number of classes,)."""

@@ -39,7 +39,7 @@ _SHOWN = 20
 @dataclass(frozen=True)
 class Batch:
     """``images`` float32 (B, 3, h, w); ``labels`` int64 (B,), or bool (B, K) of several an image;
-    ``targets`` float32 (B, K) or None without mixing;
+    ``targets`` float32 (B, K), None where labels say it all;
     ``keep`` bool (B,), False where the image could not be read (its pixels are zero); ``indices`` int64 (B,) are
     positions in the set.
     """
@@ -294,8 +294,11 @@ class Loader:
             out[~keep] = 0.0
         labels = torch.from_numpy(self.dataset.labels[job.indices]).to(self.device)
         targets = None
+        if self.dataset.soft is not None:
+            own = self.dataset.soft.of(job.indices, self.dataset.labels[job.indices])
+            targets = torch.from_numpy(own).to(self.device)
         if self.mix:
-            out, targets = self.mix(out, labels, keep, seed=self.seed, epoch=epoch, batch_index=job.number)
+            out, targets = self.mix(out, labels, keep, own=targets, seed=self.seed, epoch=epoch, batch_index=job.number)
         return Batch(out, labels, targets, keep, torch.from_numpy(job.indices.copy()).to(self.device))
 
 

@@ -54,9 +54,20 @@ class Mix:
             )
 
     def __call__(
-        self, images: Tensor, labels: Tensor, keep: Tensor, *, seed: int, epoch: int, batch_index: int
+        self,
+        images: Tensor,
+        labels: Tensor,
+        keep: Tensor,
+        *,
+        own: Tensor | None = None,
+        seed: int,
+        epoch: int,
+        batch_index: int,
     ) -> tuple[Tensor, Tensor]:
-        """Return mixed images and targets (B, K). An image that could not be read (``keep`` False) touches no other."""
+        """Return mixed images and targets (B, K). An image that could not be read (``keep`` False) touches no other.
+
+        ``own`` (B, K) are the targets before mixing; None: the labels.
+        """
         size = (images.shape[-2], images.shape[-1])
         usable = (keep & keep.roll(1)).numpy(force=True)
         share, boxes = self.plan(len(labels), size, usable, rng_of(seed, epoch, batch_index, len(labels)))
@@ -72,7 +83,7 @@ class Mix:
             tall = (rows >= cut[:, :1]) & (rows < (cut[:, :1] + cut[:, 2:3]))
             wide = (columns >= cut[:, 1:2]) & (columns < (cut[:, 1:2] + cut[:, 3:4]))
             images = torch.where((tall[:, :, None] & wide[:, None, :])[:, None], partner, images)
-        return images, self.targets(labels, torch.from_numpy(share.astype(np.float32)).to(labels.device))
+        return images, self.targets(labels, torch.from_numpy(share.astype(np.float32)).to(labels.device), own)
 
     def plan(
         self, batch: int, size: tuple[int, int], usable: NDArray[np.bool_], draws: NDArray[np.float64]
@@ -98,19 +109,21 @@ class Mix:
         seen = 1 - boxes[:, 2] * boxes[:, 3] / (height * width)
         return np.where(cutmix, seen, share), boxes
 
-    def targets(self, labels: Tensor, share: Tensor) -> Tensor:
-        """float32 (B, K): ``share`` of each image's own class, the rest its partner's, smoothed.
+    def targets(self, labels: Tensor, share: Tensor, own: Tensor | None = None) -> Tensor:
+        """float32 (B, K): ``share`` of each image's own class (or of ``own``), the rest its partner's, smoothed.
 
         Of ``labels`` bool (B, K) each class is blended by itself; they are smoothed by their task alone.
         """
         if labels.ndim == 2:
             if self.label_smoothing:
                 raise UsageError("label_smoothing of Mix is for one label an image; mend: label_smoothing=0")
-            several = labels.float()
-            return torch.lerp(several.roll(1, 0), several, share[:, None])
+            own = labels.float()
         off = self.label_smoothing / self.num_classes
-        own = torch.full((len(labels), self.num_classes), off, device=labels.device)
-        own.scatter_(1, labels[:, None], 1 - self.label_smoothing + off)
+        if own is None:
+            own = torch.full((len(labels), self.num_classes), off, device=labels.device)
+            own.scatter_(1, labels[:, None], 1 - self.label_smoothing + off)
+        else:
+            own = own * (1 - self.label_smoothing) + off
         return torch.lerp(own.roll(1, 0), own, share[:, None])
 
 

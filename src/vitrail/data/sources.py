@@ -10,6 +10,7 @@ import difflib
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,8 @@ class Splits:
     test: ImageSet | None
     classes: ClassMap
     notes: list[str] = field(default_factory=list)
+    pseudo: Any | None = None
+    """How the images without labels came into train (``training.selftrain``), None where there are none."""
 
 
 def open_dataset(

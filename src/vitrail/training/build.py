@@ -92,7 +92,7 @@ def build_task(
     """Return the loss, metrics and postprocess of a resolved recipe; ``card`` is that of the network in training."""
     task = create_task(recipe.task, num_classes=len(splits.classes), options=_task_options(recipe, splits))
     d = recipe.distill
-    if d is None:
+    if d is None or d.unlabelled is not None:  # in self-training the teacher was asked before
         return task
     assert isinstance(task, Classify), "a recipe with a teacher is one of classification"
     precision, theirs = recipe.train.precision, recipe.data.source

@@ -314,7 +314,9 @@ def _teacher(recipe: Recipe, chosen: Mapping[str, Any], facts: Facts, settle: An
     settle("distill.sha256", digest(recipe.distill.teacher), "which teacher it is")
     augment = Augment(**{**recipe.augment.model_dump(), **{k[8:]: v for k, v in chosen.items() if k[:8] == "augment."}})
     causes, size = varied(augment), 4 * facts.count * facts.classes
-    if causes:
+    if recipe.distill.unlabelled is not None:
+        settle("distill.cache", "off", "the teacher is asked once, before training")
+    elif causes:
         settle("distill.cache", "off", causes[0])
     elif size > available_bytes() // 4:
         settle("distill.cache", "off", f"the answers would fill {size / 1e9:.1f} GB")

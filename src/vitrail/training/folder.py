@@ -116,6 +116,8 @@ def fingerprint(splits: Splits) -> dict[str, str]:
 
 def _hash(images: ImageSet) -> str:
     digest = hashlib.sha256(images.labels.tobytes())
+    if images.soft is not None:
+        digest.update(images.soft.table.tobytes())
     for i in range(len(images)):
         path = images.path(i)
         size = path.stat().st_size if path is not None and path.exists() else 0

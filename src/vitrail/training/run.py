@@ -27,13 +27,14 @@ from .pipeline import eval_loader
 from .precision import pick_device, use_threads
 from .progress import Progress, clock
 from .recipe import Recipe
+from .selftrain import with_unlabelled
 from .session import Identity, Session, finite
 from .signals import Interrupted
 
 # Keys that may change between the start of a run and its resumption: they do not change what is computed.
 FREE = (
     "name", "out", "data.source", "data.cache", "data.workers", "train.device", "train.keep", "train.track",
-    "train.threads", "distill.teacher",
+    "train.threads", "distill.teacher", "distill.unlabelled",
     "train.save_every_steps", "train.save_every_minutes", "train.log_every",
 )  # fmt: skip
 RESUMABLE = "RESUMABLE"
@@ -71,7 +72,7 @@ def train(
     asked = Recipe.load(recipe, overrides)
     with Progress(say) as progress:
         device = pick_device(asked.train.device)
-        splits = _open(asked)
+        splits = with_unlabelled(asked, _open(asked), None, progress.say)
         for note in splits.notes:
             progress.say(note)
         settled, made = resolve(asked, measure(splits.train), device, has_val="val" in _own_splits(asked))
@@ -84,6 +85,8 @@ def train(
             header = "\n".join(["Made by vitrail train; nothing in it is left to chance.", "", *sentences(made)])
             replace_bytes(folder / "recipe.yaml", settled.to_yaml(header).encode())
             write_json(folder / "environment.json", environment(device))
+            if splits.pseudo is not None:
+                splits.pseudo.save(folder, splits.train)
             try:
                 session = Session(folder, settled, splits, identity, progress)
             except Exception:
@@ -108,7 +111,7 @@ def resume(
         raise UsageError(f"expected a run folder with a recipe.yaml, got {path}; mend: `vitrail train` makes one")
     recipe = Recipe.load(path / "recipe.yaml", environment={})
     with Progress(say) as progress, locked(path):
-        splits = _open(recipe)
+        splits = with_unlabelled(recipe, _open(recipe), path, progress.say)
         identity = Identity(fingerprint(splits), splits.classes.to_json(), recipe.flat())
         found = Checkpoints(path / "checkpoints", warn=progress.say).latest()
         saved = load(found) if found is not None else None

@@ -144,6 +144,11 @@ class Distill(Section):
     cache: Literal["auto", "on", "off"] = Field(
         "auto", description="ask the teacher once an image; only where training images are not varied"
     )
+    unlabelled: str | None = Field(
+        None, description="a folder of images without labels: self-training, the teacher's answers are their labels"
+    )
+    confidence: Share | None = Field(None, description="the least score of an unlabelled image that is used: 0.3")
+    balance: Positive | None = Field(None, description="unlabelled images used of each class: the surest, or repeated")
 
     @field_validator("cache", mode="before")
     @classmethod
@@ -154,11 +159,23 @@ class Distill(Section):
     def _no_idle_option(self) -> Distill:
         if self.how == "hard" and self.temperature is not None:
             raise ValueError("temperature has no effect with how: hard; mend: how: soft, or leave temperature out")
-        if self.how == "soft" and self.temperature is None:
-            self.temperature = 3.0
-        if self.weight is None:
-            self.weight = 0.5
+        if self.unlabelled is None:
+            idle, why = {"confidence": self.confidence, "balance": self.balance}, "without unlabelled"
+        else:
+            idle, why = {"weight": self.weight, "cache": self.cache if self.cache == "on" else None}, "with unlabelled"
+        for key, value in idle.items():
+            if value is not None:
+                raise ValueError(f"{key} has no effect {why}; mend: leave {key} out")
+        self._fill_in()
         return self
+
+    def _fill_in(self) -> None:
+        if self.how == "soft" and self.temperature is None:
+            self.temperature = 3.0 if self.unlabelled is None else 1.0
+        if self.unlabelled is None and self.weight is None:
+            self.weight = 0.5
+        if self.unlabelled is not None and self.confidence is None:
+            self.confidence = 0.3
 
 
 class Schedule(Section):

@@ -65,9 +65,16 @@ class Teacher:
 
     @classmethod
     def load(
-        cls, settings: Distill, classes: ClassMap, card: Card, *, precision: str, device: torch.device, theirs: str
+        cls,
+        settings: Distill,
+        classes: ClassMap,
+        card: Card | None,
+        *,
+        precision: str,
+        device: torch.device,
+        theirs: str,
     ) -> Teacher:
-        """Return the teacher that ``settings`` name, for images as ``card`` (the student's) has them.
+        """Return the teacher that ``settings`` name, for images as ``card`` (the student's) has them; None: its own.
 
         ``classes`` are those of the data ``theirs``. Raises :class:`UsageError` if it is another teacher than the
         recipe's, :class:`WeightsError` if it cannot be loaded or says nothing of its classes, and
@@ -81,7 +88,7 @@ class Teacher:
                 "mend: train or fine-tune it with `vitrail train`, which writes classes.json"
             )
         made = cls(model, own, known.order_of(classes, mine=f"the teacher {settings.teacher}", theirs=theirs))
-        return made.seeing(card).to(device, dtype_of(precision))
+        return made.seeing(card or own).to(device, dtype_of(precision))
 
     def seeing(self, card: Card) -> Teacher:
         """Expect images normalised as ``card`` says, and return itself."""
