@@ -172,3 +172,12 @@ def test_options_reach_the_task_and_misfits_are_refused(source: Path) -> None:
             settled(source, **given)
     with pytest.raises(UsageError, match=r"train\.loss of ce, bce with classify"):
         Recipe.load({}, {"task": "classify", "train.loss": "asymmetric"}, {})
+
+
+def test_a_teacher_is_for_one_label_an_image(run: RunResult, source: Path, photos: Path, tmp_path: Path) -> None:
+    best = str(run.folder / "best")
+    with pytest.raises(UsageError, match="one label an image with a teacher"):
+        settled(source, **{"distill.teacher": best})
+    given = {"data.source": str(photos), "out": str(tmp_path), "distill.teacher": best}
+    with pytest.raises(WeightsError, match="a teacher of one label an image"):
+        train(QUICK, given, say=lambda line: None)
