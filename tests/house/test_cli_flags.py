@@ -18,6 +18,7 @@ FROZEN = {
     "explain": "--data --device --figures --help --json --method --out --per-head images model",
     "models": "--cost --help --img-size --json pattern",
     "convert": "--help --json --layout --model --set source target",
+    "soup": "--batch --data --device --greedy --help --json --out members",
     "data": "--help",
     "data check": "--csv --help --json --labels source",
 }

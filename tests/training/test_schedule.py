@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 
 from vitrail.training.defaults import Facts
+from vitrail.training.run import resume, train
 from vitrail.training.schedule import Schedule, schedule_of
 
 from .test_defaults import settle
@@ -64,6 +67,26 @@ def test_runs_of_any_length_share_the_trunk(name: str) -> None:
     assert short(99) < 0.1 < long(99)
     cosines = [Schedule("cosine", 1.0, total, 10) for total in (100, 1000)]
     assert cosines[0](40) != cosines[1](40)
+
+
+def test_a_long_run_stopped_early_is_the_short_run(photos: Path, tmp_path: Path) -> None:
+    given = {
+        "data.source": str(photos), "out": str(tmp_path), "model.name": "test_vit", "train.device": "cpu",
+        "optim.name": "lion", "optim.layer_decay": 0.8, "optim.head_weight_decay": 1.0,
+        "schedule.name": "rsqrt", "schedule.warmup_epochs": 1, "schedule.cooldown_epochs": 1,
+        "train.batch_size": 8, "train.ema_decay": 0.9, "train.log_every": 1, "train.eval_every": 1, "train.keep": 99,
+        "train.save_every_steps": 3,
+    }  # fmt: skip
+    short = train(given, {"name": "short", "train.epochs": 3}, say=lambda line: None).folder
+    long = train(given, {"name": "long", "train.epochs": 5}, say=lambda line: None).folder
+    for path in (long / "checkpoints").iterdir():
+        if int(path.name.removeprefix("step-")) > 6:  # two epochs: where the short run begins to cool
+            shutil.rmtree(path)
+    text = (long / "recipe.yaml").read_text()
+    (long / "recipe.yaml").write_text(text.replace("epochs: 5", "epochs: 3"))
+    resume(long, force=["train.epochs"], say=lambda line: None)
+    first, second = ((folder / "last" / "model.safetensors").read_bytes() for folder in (short, long))
+    assert first == second
 
 
 def test_too_long_a_cooldown_is_refused() -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrail.errors import UsageError
+from vitrail.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from vitrail.classes import ClassMap
     from vitrail.data.imageset import ImageSet
     from vitrail.data.sources import Splits
     from vitrail.training.recipe import Recipe
@@ -103,3 +104,14 @@ def _foreign(data: str, split: str | None, labels: str) -> HeldOut:
     images = ImageSet(part.store, np.arange(len(part.store), dtype=np.int64), part.labels, layout.classes)
     whole = list(layout.parts) == ["train"]
     return HeldOut(images, data, name, f"all images of {data}" if whole else f"the {name} split of {data}")
+
+
+def require_classes(model: str, classes: ClassMap | None, count: int, chosen: HeldOut) -> None:
+    """Refuse data whose classes are not the model's; a model without names is held to their number."""
+    if classes is not None:
+        classes.require_equal(chosen.images.classes, mine="the model", theirs=chosen.source)
+    elif len(chosen.images.classes) != count:
+        raise DataError(
+            f"expected data of {count} classes as {model} has, got {len(chosen.images.classes)} in {chosen.source}; "
+            "mend: name data with the classes the model was trained on"
+        )

@@ -18,7 +18,7 @@ import typer
 from vitrail import __version__
 from vitrail.errors import VitrailError
 
-from . import convert, data, explain, models, predict, probe, resume, train, val
+from . import convert, data, explain, models, predict, probe, resume, soup, train, val
 from .console import emit, machine_readable, say
 
 FAILURE, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -43,6 +43,7 @@ app.command("explain")(explain.explain)
 app.command("models")(models.models)
 app.add_typer(data_app, name="data")
 app.command("convert")(convert.convert)
+app.command("soup")(soup.soup)
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from vitrail.errors import DataError
 
 from .console import Json, result, say, table
-from .heldout import HeldOut, held_out
+from .heldout import HeldOut, held_out, require_classes
 from .source import existing
-
-if TYPE_CHECKING:
-    from vitrail.classes import ClassMap
 
 MOST_CLASSES = 30
 
@@ -37,7 +34,7 @@ def val(
     chosen = held_out(model, data, split, labels="multi" if card.multi_label else "auto")
     if chosen.images.multi_label and not card.multi_label:
         raise DataError(f"expected one label an image as {model} gives, got several in {chosen.source}")
-    _require_classes(model, classes, card.num_classes, chosen)
+    require_classes(model, classes, card.num_classes, chosen)
     target = pick_device(device)
     loader = eval_loader(chosen.images, card, batch_size=min(batch, len(chosen.images)))
     kind, options = ("multilabel", {"thresholds": card.thresholds}) if card.multi_label else ("classify", {})
@@ -59,17 +56,6 @@ def val(
         unreadable=[vars(problem) for problem in loader.problems],
         **details,
     )
-
-
-def _require_classes(model: str, classes: ClassMap | None, count: int, chosen: HeldOut) -> None:
-    """Refuse data whose classes are not the model's; a model without names is held to their number."""
-    if classes is not None:
-        classes.require_equal(chosen.images.classes, mine="the model", theirs=chosen.source)
-    elif len(chosen.images.classes) != count:
-        raise DataError(
-            f"expected data of {count} classes as {model} has, got {len(chosen.images.classes)} in {chosen.source}; "
-            "mend: name data with the classes the model was trained on"
-        )
 
 
 def _show(chosen: HeldOut, metrics: dict[str, float], per_class: list[dict[str, Any]]) -> None:
