@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -48,3 +49,22 @@ def write_parquet(
         features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pq.write_table(table, path, row_group_size=rows_a_group)
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], fmt: int = tarfile.GNU_FORMAT) -> Path:
+    """Members in the order given, by Python's own tar writer."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=fmt, encoding="utf-8", errors="surrogateescape") as archive:
+        for name, data in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def samples(count: int, classes: int = 2, first: int = 0, label: str = "cls") -> list[tuple[str, bytes]]:
+    """``count`` samples of webdataset's layout: image ``i`` is ``encoded(i)``, its class ``i % classes``."""
+    found = []
+    for i in range(first, first + count):
+        found += [(f"{i:06d}.{label}", str(i % classes).encode()), (f"{i:06d}.png", encoded(i))]
+    return found

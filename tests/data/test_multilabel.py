@@ -303,3 +303,10 @@ def test_the_data_check_counts_images_and_finds_what_is_particular(tmp_path: Pat
     conflict = copies.finding("exact_conflict")
     assert conflict is not None
     assert "(train, all + some)" in conflict.examples[0]
+
+
+def test_shards_hold_one_label(tmp_path: Path) -> None:
+    from vitrail.data.pack import pack
+
+    with pytest.raises(UsageError, match="one label an image to write shards of"):
+        pack(cells(tmp_path, ["a;b", "b", "a"]), tmp_path / "out")

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from vitrail.data import rng
-from vitrail.data.order import POWERS, Balanced, InOrder, Repeated, Shuffled, draw_keys, training_order
+from vitrail.data.order import (
+    POWERS,
+    Balanced,
+    InOrder,
+    Repeated,
+    Shuffled,
+    Windowed,
+    draw_keys,
+    training_order,
+    windowed,
+)
 from vitrail.errors import DataError, UsageError
 
 LABELS = np.repeat([0, 1, 3], [40, 9, 3])[np.random.default_rng(0).permutation(52)].astype(np.int64)
@@ -112,3 +122,46 @@ def test_bad_input() -> None:
     with pytest.raises(DataError, match="got none"):
         Balanced(LABELS[:0], 0, 0.0)
     assert set(POWERS) == {"none", "sqrt", "equal"}
+
+
+SHARDS = np.repeat([4, 0, 2, 7, 9, 1], [5, 9, 1, 7, 6, 8])
+
+
+def test_a_window_of_all_shards_is_the_usual_shuffle() -> None:
+    for epoch in range(3):
+        windowed = Windowed(SHARDS, seed=3, window=6)(epoch)
+        assert windowed.tolist() == Shuffled(len(SHARDS), 3)(epoch).tolist()
+
+
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_a_window_visits_its_shards_together_and_every_image_once(window: int) -> None:
+    order = Windowed(SHARDS, seed=3, window=window)
+    for epoch in range(4):
+        visits = order(epoch)
+        assert sorted(visits.tolist()) == list(range(len(SHARDS)))
+        shards, at, seen = SHARDS[visits], 0, set()
+        while at < len(shards):
+            together = set(list(dict.fromkeys(shards[at:].tolist()))[:window])
+            length = int(np.isin(SHARDS, list(together)).sum())
+            assert set(shards[at : at + length].tolist()) == together, "a window is over before the next begins"
+            assert not together & seen
+            seen |= together
+            at += length
+        assert order(epoch).tolist() == visits.tolist()
+    assert order(0).tolist() != order(1).tolist() != Windowed(SHARDS, 4, window)(1).tolist()
+
+
+def test_a_window_mixes_within_itself() -> None:
+    visits = Windowed(np.repeat(np.arange(8), 50), seed=0, window=4)(0)
+    first = (visits // 50)[:100]
+    assert len(set(first.tolist())) == 4
+    assert np.abs(np.diff(visits)).mean() > 50
+
+
+def test_a_window_that_would_be_none_is_refused() -> None:
+    with pytest.raises(UsageError, match="no shards"):
+        windowed(None, 0, 2)
+    for window in (0, 6, 100):
+        with pytest.raises(UsageError, match="between 1 and 5"):
+            windowed(SHARDS, 0, window)
+    assert windowed(SHARDS, 0, 5).window == 5

@@ -10,7 +10,7 @@ from vitrail.cli.main import app
 FROZEN = {
     "vitrail": "--help --version",
     "train": "--batch --data --device --epochs --help --img-size --json --lr --model --name --out --seed --set words",
-    "resume": "--force --help --json run",
+    "resume": "--force --help --json --steps --verify run",
     "val": "--batch --data --device --help --json --split model",
     "predict": "--batch --csv --device --help --img-size --json --top images model",
     "probe": "--batch --device --draws --help --img-size --json --layer --method --neighbours --out --seed --shots "
@@ -18,9 +18,12 @@ FROZEN = {
     "explain": "--data --device --figures --help --json --method --out --per-head images model",
     "models": "--cost --help --img-size --json pattern",
     "convert": "--help --json --layout --model --set source target",
+    "scaling": "--epochs --help --json --models --out --seeds --set --shares --times words",
     "soup": "--batch --data --device --greedy --help --json --out members",
     "data": "--help",
     "data check": "--csv --help --json --labels source",
+    "data shard": "--help --json --resize --size --workers out source",
+    "data bench": "--batch --device --help --img-size --json --model --seconds --workers source",
 }
 
 

@@ -1,25 +1,30 @@
 """Trains one run without a stop and others that are killed again and again, and prints what they ended with.
 
-Run as a program: ``survivor.py DATA WORK``. Each life of a run is a forked child, so that torch loads once; the parent
-kills it with SIGKILL after a random time, or the child kills itself at a random moment of a checkpoint's commit.
+Run as a program, from the root of the repository:
+
+    python -m tests.training.survivor DATA WORK [--processes 2] [--lives 20] [--parallel fsdp]
+
+Each life of a run is a group of forked processes, so that torch loads once. The parent kills one or all of them with
+SIGKILL after a random time, or the first kills itself at a random moment of a checkpoint's commit.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
 import random
+import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from vitrail.training import checkpoint, resume, run, train
 from vitrail.training.log import TIMED, read_metrics
+
+from .group import run_group
 
 RECIPE = {
     # attention, and batch norms with statistics of their own
@@ -27,30 +32,15 @@ RECIPE = {
     "augment": {"crop": "resized", "mixup": 0.5, "cutmix": 1.0, "mix_prob": 0.8, "hflip": 0.5, "erasing": 0.2},
     "schedule": {"warmup_epochs": 1},
     "train": {
-        "epochs": 3, "batch_size": 5, "accumulation": 2, "ema_decay": 0.9, "precision": "bf16", "device": "cpu",
+        "epochs": 3, "batch_size": 6, "accumulation": 2, "ema_decay": 0.9, "precision": "bf16", "device": "cpu",
         "log_every": 3, "save_every_steps": 1, "save_every_minutes": None, "seed": 3,
     },
 }  # fmt: skip
 
-
-def life(action: Callable[[], object], *, kill_after: float | None = None) -> int:
-    """Run ``action`` in a child; return its exit code, or minus the signal that ended it."""
-    child = os.fork()
-    if not child:
-        try:
-            torch.set_num_threads(1)
-            action()
-            os._exit(0)
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            os._exit(9)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+SLICED = {"model.name": "test_vit"}  # batch norms cannot be cut
 
 
-def once(work: Path, data: str, name: str) -> Callable[[], object]:
+def once(work: Path, data: str, name: str, parallel: str | None = None) -> Callable[[], object]:
     """Begin the run, or go on with it."""
 
     def action() -> object:
@@ -58,10 +48,19 @@ def once(work: Path, data: str, name: str) -> Callable[[], object]:
         folder = work / "classify" / name
         quiet = lambda text: None  # noqa: E731
         if (folder / "recipe.yaml").exists():
-            return resume(folder, say=quiet)
-        return train({**RECIPE, "data": {"source": data, "workers": 1}, "out": str(work), "name": name}, say=quiet)
+            resume(folder, say=quiet)
+        else:
+            where = {"data.source": data, "data.workers": 1, "out": str(work), "name": name}
+            train(RECIPE, {**where, "train.parallel": parallel, **(SLICED if parallel else {})}, say=quiet)
+        return None
 
     return action
+
+
+def forget_unborn(folder: Path) -> None:
+    """Remove the folder of a run that was killed before its recipe was written: there is nothing to go on with."""
+    if folder.exists() and not (folder / "recipe.yaml").exists():
+        shutil.rmtree(folder)
 
 
 def at_point(action: Callable[[], object], number: int) -> Callable[[], object]:
@@ -94,29 +93,48 @@ def ending(folder: Path) -> dict[str, object]:
     state["run"].pop("seconds")
     state["identity"]["recipe"].pop("name")
     lines = [{k: v for k, v in line.items() if k not in TIMED} for line in read_metrics(folder / "metrics.jsonl")]
-    files = [*sorted(newest.glob("*.safetensors")), *(folder / n / "model.safetensors" for n in ("best", "last"))]
+    files = [*sorted(newest.rglob("*.safetensors")), *(folder / n / "model.safetensors" for n in ("best", "last"))]
     digests = {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     return {"state": state, "lines": lines, "digests": digests}
 
 
-def main(data: str, work: Path) -> None:
-    chance = random.Random(7)
+def main(args: argparse.Namespace) -> None:
+    chance, count = random.Random(args.seed), args.processes
     begun = time.monotonic()
-    assert life(once(work, data, "whole")) == 0
+    whole = run_group(once(args.work, args.data, "whole", args.parallel), count)
+    assert not any(whole.codes), whole.errors
     length = time.monotonic() - begun
     kills = 0
-    for name, doom in (("timed", True), ("pointed", False)):
-        for _ in range(3):
-            action = once(work, data, name)
-            if doom:
-                code = life(action, kill_after=chance.uniform(0.2, 0.7) * length)
+    for name in ("timed", "pointed"):
+        for _ in range(args.lives // 2):
+            action = once(args.work, args.data, name, args.parallel)
+            forget_unborn(args.work / "classify" / name)
+            if name == "timed":
+                victims = None if chance.random() < 0.5 else [chance.randrange(count)]
+                ended = run_group(action, count, kill_after=chance.uniform(0.2, 0.7) * length, victims=victims)
             else:
-                code = life(at_point(action, chance.randrange(1, 50)))
-            assert code in (0, -signal.SIGKILL), code
-            kills += code != 0
-        assert life(once(work, data, name)) == 0
-    print(json.dumps({"kills": kills, **{n: ending(work / "classify" / n) for n in ("whole", "timed", "pointed")}}))
+                ended = run_group(at_point(action, chance.randrange(1, 50)), count)
+            # 1: the others missed the one that was killed
+            assert set(ended.codes) <= {0, 1, -signal.SIGKILL}, (ended.codes, ended.errors)
+            kills += -signal.SIGKILL in ended.codes
+        forget_unborn(args.work / "classify" / name)
+        ended = run_group(once(args.work, args.data, name, args.parallel), count)
+        assert not any(ended.codes), ended.errors
+    found = {n: ending(args.work / "classify" / n) for n in ("whole", "timed", "pointed")}
+    same = found["whole"] == found["timed"] == found["pointed"]
+    print(json.dumps({"kills": kills, "same": same, **found}))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--lives", type=int, default=6)
+    parser.add_argument("--parallel", choices=("fsdp",))
+    parser.add_argument("--seed", type=int, default=7)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(arguments())

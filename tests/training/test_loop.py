@@ -19,8 +19,12 @@ from vitrail.training.signals import Interrupted, Stop
 from .fakes import FakeBatches, batch, loop
 
 
+def step(made: Loop, given: Batch) -> None:
+    made._one_step(given, int(given.keep.sum()))
+
+
 def gradients(made: Loop, given: Batch) -> list[Tensor]:
-    made._gradient(given)
+    made._gradient(given, int(given.keep.sum()))
     return [w.grad.clone() for w in made.masters.weights]
 
 
@@ -73,16 +77,16 @@ def weights(made: Loop) -> list[Tensor]:
 
 def test_a_step_that_is_not_finite_changes_nothing() -> None:
     made = loop(spoil(1))
-    made._one_step(batch(0))
+    step(made, batch(0))
     before = weights(made)
-    made._one_step(spoil(1).change(1, batch(1)))
+    step(made, spoil(1).change(1, batch(1)))
     assert all(torch.equal(a, b) for a, b in zip(before, weights(made), strict=True))
     assert (made.state.step, made.state.skipped, made.masters.updates) == (2, 1, 1)
     line = made.hooks.lines[-1]
     assert line["kind"] == "skip"
     assert line["problem"] == "the loss is not finite"
     assert line["images"] == batch(1).indices.tolist()
-    made._one_step(batch(2))
+    step(made, batch(2))
     assert made.masters.updates == 2
     assert all(torch.isfinite(w).all() for w in weights(made))
 
@@ -90,7 +94,7 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
 def test_a_gradient_that_is_not_finite_is_caught_too() -> None:
     made = loop()
     handle = made.model.head.weight.register_hook(lambda g: g * float("inf"))
-    made._one_step(batch(0))
+    step(made, batch(0))
     handle.remove()
     assert made.hooks.lines[-1]["problem"] == "the gradient is not finite"
     assert made.masters.updates == 0
@@ -195,7 +199,7 @@ def test_dropout_depends_on_seed_and_step_alone() -> None:
         for i in range(3):
             if disturb:
                 torch.rand(i + 1)
-            made._one_step(batch(i))
+            step(made, batch(i))
         return weights(made)
 
     calm, disturbed, other = after_three(False, 1), after_three(True, 1), after_three(False, 2)

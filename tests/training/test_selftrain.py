@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,3 +225,20 @@ def test_the_labelled_images_keep_their_labels(photos: Path, tmp_path: Path, tea
     assert joined.val is splits.val
     assert with_unlabelled(Recipe.load({}, {}, {}), splits, None, lambda _: None) is splits
     assert load_folder(teacher)[2] == splits.classes
+
+
+def test_two_processes_ask_and_learn_what_one_does(
+    photos: Path, tmp_path: Path, teacher: str, unlabelled: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.training.taught", photos, unlabelled, teacher, tmp_path],
+        capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout)
+    for name in ("asked", "kept", "labelled"):
+        assert found[name]["difference"] < 2e-5, name
+    one, two = found["labelled"]["tables"]
+    assert one == two
+    assert len(one.splitlines()) == 20

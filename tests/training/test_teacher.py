@@ -26,7 +26,7 @@ from vitrail.training.recipe import Recipe, varied
 from vitrail.training.sections import Distill
 from vitrail.training.session import Session
 from vitrail.training.signals import Interrupted
-from vitrail.training.teacher import Remembered, Teacher, digest
+from vitrail.training.teacher import Answers, Remembered, Teacher, digest
 from vitrail.weights import Card, load_folder, save_folder
 
 from .test_run import QUICK, stop_at
@@ -304,7 +304,11 @@ def test_both_heads_of_a_distilled_student_learn(taught: Callable[[str], Path]) 
 def test_remembered_answers_are_told_by_index() -> None:
     from .fakes import batch
 
-    kept = Remembered(lambda b: b.images.mean((1, 2, 3))[:, None], [batch(0), batch(1)], CPU)
+    mean = lambda b: b.images.mean((1, 2, 3))[:, None]  # noqa: E731
+    broken = replace(batch(1), keep=torch.tensor([True, True, True, True, False, True]))
+    kept = Remembered(mean, Answers(torch.cat([mean(batch(0)), mean(broken)]), torch.cat([batch(0).keep, broken.keep])))
     some = replace(batch(0), indices=torch.tensor([7, 0, 3, 3, 11, 2]))
-    both = torch.cat([batch(0).images, batch(1).images]).mean((1, 2, 3))[:, None]
+    both = mean(replace(batch(0), images=torch.cat([batch(0).images, batch(1).images])))
     assert torch.equal(kept(some), both[some.indices])
+    unread = replace(some, indices=torch.tensor([7, 0, 3, 3, 10, 2]))  # could not be read, and can be read now
+    assert torch.equal(kept(unread), mean(unread))

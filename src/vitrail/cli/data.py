@@ -13,7 +13,7 @@ from .console import Json, counter, draw, partial_result, result, say
 
 
 def check(
-    source: Annotated[str, typer.Argument(metavar="DATA", help="A folder, a CSV or parquet file, or digits.")],
+    source: Annotated[str, typer.Argument(metavar="DATA", help="A folder, a CSV, parquet or tar shards, or digits.")],
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write every problem, file by file, outside the data.")
     ] = None,

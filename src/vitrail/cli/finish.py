@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
 
 def finish(verb: str, as_json: bool, run: RunResult) -> None:
-    """Draw the attention picture and say it all, on stdout: whatever else a training says goes to stderr."""
+    """Draw the attention picture and say it all, on stdout: whatever else a training says goes to stderr.
+
+    Of several processes the first does it.
+    """
     from vitrail.tasks import headline
 
+    if os.environ.get("RANK", "0") != "0":
+        return
     folder = run.folder.resolve()
     report = folder / "report.html"
     picture = _draw(folder)

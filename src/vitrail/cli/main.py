@@ -18,7 +18,7 @@ import typer
 from vitrail import __version__
 from vitrail.errors import VitrailError
 
-from . import convert, data, explain, models, predict, probe, resume, soup, train, val
+from . import convert, data, data_bench, data_shard, explain, models, predict, probe, resume, scaling, soup, train, val
 from .console import emit, machine_readable, say
 
 FAILURE, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -31,8 +31,12 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-data_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at data before training on it.")
+data_app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Look at data, pack them, measure how fast they are read."
+)
 data_app.command("check")(data.check)
+data_app.command("shard")(data_shard.shard)
+data_app.command("bench")(data_bench.bench)
 
 app.command("train")(train.train)
 app.command("resume")(resume.resume)
@@ -41,6 +45,7 @@ app.command("predict")(predict.predict)
 app.command("probe")(probe.probe)
 app.command("explain")(explain.explain)
 app.command("models")(models.models)
+app.command("scaling")(scaling.scaling)
 app.add_typer(data_app, name="data")
 app.command("convert")(convert.convert)
 app.command("soup")(soup.soup)

@@ -19,7 +19,7 @@ def train(
         list[str],
         typer.Argument(
             metavar="DATA | RECIPE.yaml [KEY=VALUE]...",
-            help="A folder, a CSV or parquet file, a built-in name (digits), or a recipe; then any settings.",
+            help="A folder, a CSV, parquet, tar shards, a built-in name (digits), or a recipe; then any settings.",
         ),
     ],
     data: Annotated[str | None, typer.Option(help="The data, where the argument is a recipe.")] = None,

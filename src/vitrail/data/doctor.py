@@ -41,7 +41,7 @@ def check(
     ``problems_csv``: a file (outside the data) for the full list.
     Raises :class:`DataError` where there is no data set at all.
     """
-    layout = read_layout(source, labels=labels, outside_links=outside_links)
+    layout = read_layout(source, labels=labels, outside_links=outside_links, sequential=True)
     facts = scan(layout, workers=workers, progress=progress)
     report = _facts(layout, facts)
     examiner = _Examiner(layout, facts, report)

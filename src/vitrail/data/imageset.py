@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,11 @@ MAX_BYTES = 1 << 29  # 50 million pixels of four 16-bit channels are 400 MB
 def printable(name: str) -> str:
     """Return a name that any terminal and any UTF-8 file can hold (bytes that are not UTF-8 come out as ``\\xff``)."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def too_many_broken(share: float, count: int) -> float:
+    """How many of ``count`` images may be unreadable: a share, but one is always put up with (unless none is)."""
+    return max(1 if share else 0, share * count)
 
 
 class Store(Protocol):
@@ -50,6 +55,15 @@ class Store(Protocol):
 
     def read(self, row: int) -> Tensor:
         """uint8 (3, H, W). Raises :class:`BrokenImage`."""
+        ...
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A store whose rows lie in stretches that are best read one after the other (tar files, row groups)."""
+
+    def shard_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number of each row's stretch, int64 (n,)."""
         ...
 
 
@@ -188,6 +202,10 @@ class ImageSet:
     def read(self, i: int) -> Tensor:
         """Image ``i`` as uint8 (3, H, W), RGB, upright. Raises :class:`BrokenImage`."""
         return self.store.read(int(self.rows[i]))
+
+    def shards(self) -> NDArray[np.int64] | None:
+        """The shard (tar file, row group) that each image lies in, int64 (n,); None where the source has none."""
+        return self.store.shard_of(self.rows) if isinstance(self.store, Sharded) else None
 
     def subset(self, indices: Sequence[int] | ArrayLike) -> ImageSet:
         """Return the images at these positions, in this order."""

@@ -55,6 +55,8 @@ class Layout:
     classes: ClassMap
     ignored: list[Ignored] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    lost: dict[str, int] = field(default_factory=dict)
+    """Images of a split that damage has cost although nobody can name them (a shard that is cut off)."""
 
     def counts(self, split: str) -> NDArray[np.int64]:
         """Images of each class in one part, (number of classes,)."""

@@ -26,7 +26,7 @@ from . import rng
 from .augment import Augment, Normalize
 from .cache import ImageCache, cache_budget
 from .decode import BrokenImage
-from .imageset import ImageSet
+from .imageset import ImageSet, too_many_broken
 from .mixing import Mix
 from .order import InOrder, Order, Shuffled, draw_keys
 from .transforms import Crop, crop_images
@@ -62,6 +62,10 @@ class Batch:
         }
         return replace(self, **moved)
 
+    def without_first(self) -> Batch:
+        """Return the batch without its first image."""
+        return replace(self, **{name: value[1:] for name, value in vars(self).items() if value is not None})
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -74,19 +78,50 @@ class Problem:
     message: str
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one process loads of batch ``number``: ``indices`` int64 (b,) at ``rows`` (b,) of the whole batch.
+
+    ``keys`` int64 (b,) are what each visit draws its crop and augmentation by. ``whole`` is the size of the batch; rows
+    from there on are fillers. With ``neighbour`` the first image is only there to be mixed with the second, as the last
+    image of the process before, and is dropped afterwards.
+    """
+
+    number: int
+    indices: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    whole: int
+    neighbour: bool
+
+    @classmethod
+    def of(
+        cls, number: int, batch: NDArray[np.int64], keys: NDArray[np.int64], part: tuple[int, int], *, mixed: bool
+    ) -> Share:
+        """Cut part (rank, processes) out of the positions (B,) and keys (B,) of a whole batch."""
+        (rank, processes), whole = part, len(batch)
+        each = -(-whole // processes)
+        neighbour = mixed and processes > 1
+        rows = np.arange(rank * each - neighbour, (rank + 1) * each)
+        here = rows % whole
+        return cls(number, batch[here], keys[here], np.where(rows < 0, rows + whole, rows), whole, neighbour)
+
+    @property
+    def fillers(self) -> NDArray[np.bool_]:
+        """(b,) True where there is no image of the batch left."""
+        return self.rows >= self.whole
+
+
 class _Job:
     """One batch under way: uint8 (B, 3, h, w), filled piece by piece by several threads.
 
-    ``indices`` are positions in the set, ``keys`` what each visit draws its crop and augmentation by.
+    ``share`` says which images, and what each visit draws its crop and augmentation by.
     """
 
-    def __init__(
-        self, number: int, indices: NDArray[np.int64], keys: NDArray[np.int64], size: tuple[int, int], pieces: int
-    ) -> None:
-        self.number = number
-        self.indices, self.keys = indices, keys
-        self.images = torch.zeros((len(indices), 3, *size), dtype=torch.uint8)
-        self.keep = torch.ones(len(indices), dtype=torch.bool)
+    def __init__(self, share: Share, size: tuple[int, int], pieces: int) -> None:
+        self.share, self.indices, self.keys = share, share.indices, share.keys
+        self.images = torch.zeros((len(self.indices), 3, *size), dtype=torch.uint8)
+        self.keep = torch.ones(len(self.indices), dtype=torch.bool)
         self.done: Future[Batch | None] = Future()
         self._open = pieces
         self._lock = threading.Lock()
@@ -113,6 +148,9 @@ class Loader:
         max_broken: where ``shuffle`` is on, the share of unreadable images past which loading stops with
             :class:`DataError` (a single one never stops it). In evaluation each is reported by ``keep`` instead.
         device: where augmentation runs and batches lie; crops and decoding are on the CPU.
+        part: (rank, processes): this loader's equal share of every batch, ``batch_size`` being that of all processes.
+            Together they are the batches of one process, mixing included; where a batch cannot be cut equally, the
+            last ones are filled up with images whose ``keep`` is False.
     """
 
     def __init__(
@@ -132,6 +170,7 @@ class Loader:
         cache: str = "auto",
         max_broken: float = 0.01,
         device: torch.device | str = "cpu",
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if batch_size < 1 or (drop_last and batch_size > len(dataset)):
             raise UsageError(
@@ -153,6 +192,7 @@ class Loader:
         self.workers = require_workers(workers)
         self.max_broken = max_broken
         self.device = torch.device(device)
+        self.part = part
         self.cache = ImageCache(len(dataset), cache_budget(cache))
         self._problems: dict[int, Problem] = {}
         self._lock = threading.Lock()
@@ -203,11 +243,12 @@ class Loader:
     def _start(self, pool: Workers, epoch: int, number: int, order: NDArray[np.int64], keys: NDArray[np.int64]) -> _Job:
         """Hand one batch to the pool: in one piece where nothing need be read, else in a piece a worker."""
         here = slice(number * self.batch_size, (number + 1) * self.batch_size)
-        indices = order[here]
+        share = Share.of(number, order[here], keys[here], self.part, mixed=self.mix is not None)
+        indices = share.indices
         ready = all(self.cache.get(i) is not None for i in indices.tolist())
         length = len(indices) if ready or not pool.count else -(-len(indices) // pool.count)
         starts = range(0, len(indices), length)
-        job = _Job(number, indices, keys[here], self.crop.size, len(starts))
+        job = _Job(share, self.crop.size, len(starts))
         draws = rng.uniforms(self.seed, epoch, job.keys, self.crop.draws, rng.CROP)
         for first in starts:
             piece = slice(first, first + length)
@@ -228,10 +269,11 @@ class Loader:
     def _fill(self, pool: Workers, job: _Job, piece: slice, draws: NDArray[np.float64]) -> None:
         images: list[Tensor] = []
         places: list[int] = []
+        fillers = job.share.fillers
         for place in range(*piece.indices(len(job.indices))):
             if pool.stopping:
                 return
-            image = self._read(int(job.indices[place]))
+            image = None if fillers[place] else self._read(int(job.indices[place]))
             if image is None:
                 job.keep[place] = False
             else:
@@ -266,7 +308,7 @@ class Loader:
         with self._lock:
             self._problems[i] = Problem(i, self.dataset.name(i), name, error.reason, error.message)
             count = len(self._problems)
-        if self.shuffle and count > max(1 if self.max_broken else 0, self.max_broken * len(self.dataset)):
+        if self.shuffle and count > too_many_broken(self.max_broken, len(self.dataset)):
             raise DataError(self._table())
 
     def _table(self) -> str:
@@ -297,9 +339,12 @@ class Loader:
         if self.dataset.soft is not None:
             own = self.dataset.soft.of(job.indices, self.dataset.labels[job.indices])
             targets = torch.from_numpy(own).to(self.device)
+        share, indices = job.share, torch.from_numpy(job.indices.copy()).to(self.device)
         if self.mix:
-            out, targets = self.mix(out, labels, keep, own=targets, seed=self.seed, epoch=epoch, batch_index=job.number)
-        return Batch(out, labels, targets, keep, torch.from_numpy(job.indices.copy()).to(self.device))
+            place = {"seed": self.seed, "epoch": epoch, "batch_index": share.number}
+            out, targets = self.mix(out, labels, keep, own=targets, rows=share.rows, whole=share.whole, **place)
+        batch = Batch(out, labels, targets, keep, indices)
+        return batch.without_first() if share.neighbour else batch
 
 
 def _persistently(dataset: ImageSet, i: int) -> Tensor:

@@ -63,14 +63,21 @@ class Mix:
         seed: int,
         epoch: int,
         batch_index: int,
+        rows: NDArray[np.int64] | None = None,
+        whole: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return mixed images and targets (B, K). An image that could not be read (``keep`` False) touches no other.
 
-        ``own`` (B, K) are the targets before mixing; None: the labels.
+        ``own`` (B, K) are the targets before mixing; None: the labels. Where the images are a part of a batch of
+        ``whole``, ``rows`` (B,) are their places in it, and all but the first come out as if the batch had been mixed in
+        one.
         """
+        rows, whole = np.arange(len(labels)) if rows is None else rows, len(labels) if whole is None else whole
         size = (images.shape[-2], images.shape[-1])
         usable = (keep & keep.roll(1)).numpy(force=True)
-        share, boxes = self.plan(len(labels), size, usable, rng_of(seed, epoch, batch_index, len(labels)))
+        draws = rng_of(seed, epoch, batch_index, max(whole, int(rows.max()) + 1))
+        chosen = draws[rows] if self.per_sample else draws[np.zeros(len(rows), dtype=np.int64)]
+        share, boxes = self.plan(whole, size, usable, chosen)
         device = images.device
         partner = images.roll(1, 0)
         cut = torch.from_numpy(boxes).to(device)
@@ -88,9 +95,11 @@ class Mix:
     def plan(
         self, batch: int, size: tuple[int, int], usable: NDArray[np.bool_], draws: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Return each image's own share (B,) and its CutMix box (B, 4) top, left, height, width (0 high: none)."""
-        if not self.per_sample:
-            draws = np.repeat(draws[:1], batch, axis=0)
+        """Return each image's own share (B,) and its CutMix box (B, 4) top, left, height, width (0 high: none).
+
+        ``draws`` (B, 5) holds the uniform numbers of each; ``batch`` is the size of the whole batch: one image
+        alone has nobody to be mixed with.
+        """
         both = self.mixup_alpha > 0 and self.cutmix_alpha > 0
         cutmix = draws[:, 1] < self.switch_prob if both else np.full(batch, self.cutmix_alpha > 0)
         alpha = np.where(cutmix, self.cutmix_alpha, self.mixup_alpha)

@@ -56,6 +56,29 @@ class Shuffled:
 
 
 @dataclass(frozen=True)
+class Windowed:
+    """Every image once, the shards in an order of their own each epoch, ``window`` of them mixed at a time.
+
+    So reading is nearly sequential, which slow and remote disks need; what it costs is that images of far-off shards
+    never meet in a batch. ``shards`` int64 (n,) is the shard of each image. A window of all shards is ``Shuffled``.
+    """
+
+    shards: NDArray[np.int64]
+    seed: int
+    window: int
+
+    def __call__(self, epoch: int) -> NDArray[np.int64]:
+        """See :class:`Order`."""
+        numbers, shard = np.unique(self.shards, return_inverse=True)
+        turn = np.empty(len(numbers), dtype=np.int64)
+        keys = rng.bits(self.seed, epoch, numbers, 1, rng.WINDOW).reshape(-1)
+        turn[np.argsort(keys, kind="stable")] = np.arange(len(numbers))
+        within = rng.bits(self.seed, epoch, np.arange(len(shard)), 1, rng.ORDER).reshape(-1)
+        order: NDArray[np.int64] = np.lexsort((within, turn[shard] // self.window)).astype(np.int64)
+        return order
+
+
+@dataclass(frozen=True)
 class Balanced:
     """As many visits an epoch as there are images, shared out over the classes by ``n_c ** power``.
 
@@ -101,6 +124,22 @@ class Balanced:
 
     def _keys(self, cycle: int, members: NDArray[np.int64]) -> NDArray[np.uint64]:
         return rng.bits(self.seed, cycle, members, 1, rng.CYCLE).reshape(-1)
+
+
+def windowed(shards: NDArray[np.int64] | None, seed: int, window: int) -> Windowed:
+    """Return the order that mixes ``window`` shards at a time; :class:`UsageError` where that would be no window."""
+    if shards is None:
+        raise UsageError(
+            "data.window has no effect: these images lie in no shards; mend: pack them (`vitrail data shard`), or "
+            "leave data.window out"
+        )
+    count = len(np.unique(shards))
+    if not 1 <= window < count:
+        raise UsageError(
+            f"expected data.window between 1 and {count - 1} (there are {count} shards; all of them would be the usual "
+            f"shuffle), got {window}; mend: leave data.window out, or make smaller shards"
+        )
+    return Windowed(shards, seed, window)
 
 
 @dataclass(frozen=True)

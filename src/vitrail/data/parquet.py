@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import shutil
 import tempfile
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,28 +21,35 @@ from torch import Tensor
 from vitrail.classes import ClassMap
 from vitrail.errors import DataError, require_extra
 
-from .decode import BrokenImage, open_regular, read_image
+from .decode import read_image
 from .imageset import printable
 from .labels import Labels
-from .layout import SPLITS, Layout, Part, class_map, listed, split_of_file, split_word
+from .layout import Layout, Part, class_map, listed
 from .memory import available_bytes
 from .multilabel import Labelled, read_lists
+from .patterns import find_files, is_pattern
+from .rowgroups import Group, GroupCache, GroupStore, cell_bytes, group_of, titled
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+ENDINGS = (".parquet",)
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "category")
 
 
 @dataclass(frozen=True)
 class TableStore:
-    """The image column of one split, as arrow chunks of encoded bytes: in memory, or mapped from a temporary file."""
+    """The image column of one split, as arrow chunks of encoded bytes: in memory, or mapped from a temporary file.
+
+    ``group_starts`` are the rows at which row groups begin, then the end.
+    """
 
     title: str
     folder: str
     chunks: list[pa.Array]
     paths: list[pa.Array | None]
+    group_starts: list[int]
     holder: Any = field(default=None, repr=False)  # keeps the temporary folder of a mapped file alive
 
     def __post_init__(self) -> None:
@@ -57,78 +63,44 @@ class TableStore:
     def __len__(self) -> int:
         return self._starts[-1]  # type: ignore[attr-defined,no-any-return]
 
-    def name(self, row: int) -> str:
-        chunk, at = self._find(row)
+    def shard_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number of each row's group, int64 (n,)."""
+        return group_of(self.group_starts, rows)
+
+    def _path(self, chunk: int, at: int) -> str | None:
         paths = self.paths[chunk]
-        path = None if paths is None else paths[at].as_py()
-        return f"{self.title}#{row}" + (f" ({printable(path)})" if path else "")
+        return None if paths is None else paths[at].as_py()
+
+    def name(self, row: int) -> str:
+        return titled(self.title, row, self._path(*self._find(row)))
 
     def path(self, row: int) -> None:
         return None
 
     def blob(self, row: int) -> bytes:
         chunk, at = self._find(row)
-        data: bytes | None = self.chunks[chunk][at].as_py()
-        if data is not None:
-            return data
-        paths = self.paths[chunk]
-        path = None if paths is None else paths[at].as_py()
-        if not path:
-            raise BrokenImage("missing", "the row holds neither bytes nor a path")
-        with open_regular(os.path.join(self.folder, path)) as file:
-            return file.read()
+        return cell_bytes(self.chunks[chunk][at].as_py(), self._path(chunk, at), self.folder)
 
     def read(self, row: int) -> Tensor:
         return read_image(self.blob(row))
 
 
-def find_shards(source: str) -> dict[str, list[str]]:
-    """Return the parquet files of each split ({} if there is none): a file is all train, a folder goes by names."""
-    if os.path.isfile(source):
-        return {"train": [source]}
-    shards: dict[str, list[str]] = {}
-    for folder in (source, os.path.join(source, "data")):
-        for path in _parquet_in(folder):
-            shards.setdefault(split_of_file(Path(path).stem) or "", []).append(path)
-        if shards:
-            break
-    else:
-        for name in sorted(os.listdir(source)):
-            split = split_word(name)
-            files = _parquet_in(os.path.join(source, name)) if split else []
-            if split and files:
-                shards[split] = files
-    if set(shards) == {""}:
-        return {"train": shards[""]}
-    if "" in shards:
-        raise DataError(
-            f"expected parquet files named after train, val or test in {printable(source)}, "
-            f"got also {listed([os.path.basename(p) for p in shards['']])}. mend: rename or move them"
-        )
-    return {split: shards[split] for split in SPLITS if split in shards}
+def read_parquet(source: str, sequential: bool = False, labels: str = "auto") -> Layout:
+    """Read parquet: a file, a folder or a pattern.
 
-
-def _parquet_in(folder: str) -> list[str]:
-    if not os.path.isdir(folder):
-        return []
-    names = (n for n in os.listdir(folder) if n.lower().endswith(".parquet") and not n.startswith("."))
-    return [os.path.join(folder, name) for name in sorted(names, key=os.fsencode)]
-
-
-def read_parquet(source: str, labels: str = "auto") -> Layout:
-    """Read a parquet file or folder. Raises :class:`DataError` naming the columns or the labels that are wrong.
-
+    What memory does not hold is read by row group if reading will be nearly ``sequential``, else it is unpacked to a
+    temporary file. Raises :class:`DataError` naming the columns or the labels that are wrong.
     ``labels``: a column of lists means several labels an image (``auto``); ``multi`` or ``single`` insist.
     """
     require_extra("pyarrow", "data", "reading parquet")
-    shards = find_shards(source)
+    shards = find_files(source, ENDINGS)
     if "train" not in shards:
         raise DataError(f"expected a train split in {printable(source)}, got only {listed(sorted(shards))}")
     names: list[str] | None = None
-    stores: dict[str, TableStore] = {}
+    stores: dict[str, TableStore | GroupStore] = {}
     columns: dict[str, list[Any]] = {}
     for split, paths in shards.items():
-        stores[split], columns[split], found = _read_split(source, split, paths)
+        stores[split], columns[split], found = _read_split(source, split, paths, sequential)
         if names is not None and found is not None and names != found:
             raise DataError(
                 f"expected the same class names in every split of {printable(source)}, got others in {split}"
@@ -143,30 +115,78 @@ def read_parquet(source: str, labels: str = "auto") -> Layout:
     return Layout("parquet", source, parts, known.classes, notes=known.notes)
 
 
-def _read_split(source: str, split: str, paths: list[str]) -> tuple[TableStore, list[Any], list[str] | None]:
-    import pyarrow as pa
+def _read_split(
+    source: str, split: str, paths: list[str], sequential: bool
+) -> tuple[TableStore | GroupStore, list[Any], list[str] | None]:
     import pyarrow.parquet as pq
 
-    files = [_open(path) for path in paths]
-    schema = files[0].schema_arrow
+    with _open(paths[0]) as first:
+        schema = first.schema_arrow
     image_at = _column(paths[0], schema.names, IMAGE_COLUMNS, "images")
     label_at = _column(paths[0], schema.names, LABEL_COLUMNS, "labels")
-    size = sum(
-        file.metadata.row_group(g).column(c).total_uncompressed_size
-        for file in files
-        for g in range(file.metadata.num_row_groups)
-        for c in range(file.metadata.num_columns)
-        if file.metadata.schema.column(c).path.split(".")[0] == image_at
-    )
+    groups = [group for path in paths for group in _groups(path, image_at)]
     labels = [value for path in paths for value in pq.read_table(path, columns=[label_at])[label_at].to_pylist()]
-    holder = None
-    if size < available_bytes() // 2:
-        image = [chunk for path in paths for chunk in pq.read_table(path, columns=[image_at])[image_at].chunks]
+    title = printable(os.path.relpath(paths[0], source)) if len(paths) == 1 and os.path.isdir(source) else split
+    starts = np.cumsum([0, *(group.rows for group in groups)]).tolist()
+    folder = os.path.dirname(paths[0])
+    store: TableStore | GroupStore
+    if sum(group.size for group in groups) < available_bytes() // 2:
+        column = [chunk for path in paths for chunk in pq.read_table(path, columns=[image_at])[image_at].chunks]
+        store = TableStore(title, folder, *_images(column, image_at, paths[0]), starts)
+    elif sequential:
+        cache = GroupCache(groups, lambda group: _load(group, image_at))
+        store = GroupStore(title, folder, starts, _paths(schema, paths, image_at), cache)
     else:
-        holder, image = _spill(files, image_at)
+        holder, column = _spill(groups, image_at, paths)
+        store = TableStore(title, folder, *_images(column, image_at, paths[0]), starts, holder)
+    return store, labels, _class_names(schema, label_at)
+
+
+def _groups(path: str, column: str) -> list[Group]:
+    """The row groups of one file, from its footer."""
+    found = []
+    with _open(path) as file:
+        about = file.metadata
+        ours = [c for c in range(about.num_columns) if about.schema.column(c).path.split(".")[0] == column]
+        for number in range(about.num_row_groups):
+            group = about.row_group(number)
+            size = sum(group.column(c).total_uncompressed_size for c in ours)
+            found.append(Group(path, number, group.num_rows, size))
+    return found
+
+
+def _load(group: Group, column: str) -> pa.Array:
+    """The encoded images of one row group."""
+    import pyarrow as pa
+
+    with _open(group.path) as file:
+        table = file.read_row_group(group.number, columns=[column])
+    blobs, _ = _images(table[column].chunks, column, group.path)
+    return blobs[0] if len(blobs) == 1 else pa.concat_arrays(blobs)
+
+
+def _paths(schema: pa.Schema, paths: list[str], column: str) -> pa.ChunkedArray | None:
+    """What all rows call their images, in their order; None where the column has no such field."""
+    import pyarrow as pa
+
+    kind = schema.field(column).type
+    if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
+        return None
+    found: list[pa.Array] = []
+    for path in paths:
+        with _open(path) as file:
+            cells = file.read(columns=[f"{column}.path"])[column]  # of the struct this one field: the bytes stay put
+        found += [chunk.flatten()[0].cast(pa.string()) for chunk in cells.chunks]
+    return pa.chunked_array(found, pa.string())
+
+
+def _images(chunks: list[Any], column: str, path: str) -> tuple[list[pa.Array], list[pa.Array | None]]:
+    """Part a column of images into encoded bytes and, where there are any, paths."""
+    import pyarrow as pa
+
     blobs: list[pa.Array] = []
     names: list[pa.Array | None] = []
-    for chunk in image:
+    for chunk in chunks:
         if pa.types.is_struct(chunk.type) and chunk.type.get_field_index("bytes") >= 0:
             # field() would forget that a row may be null as a whole; flatten() does not.
             fields = dict(zip((f.name for f in chunk.type), chunk.flatten(), strict=True))
@@ -177,12 +197,10 @@ def _read_split(source: str, split: str, paths: list[str]) -> tuple[TableStore, 
             names.append(None)
         else:
             raise DataError(
-                f"expected encoded images (binary, or struct{{bytes, path}}) in column {image_at!r} of "
-                f"{printable(paths[0])}, got {chunk.type}"
+                f"expected encoded images (binary, or struct{{bytes, path}}) in column {column!r} of "
+                f"{printable(path)}, got {chunk.type}"
             )
-    title = os.path.relpath(paths[0], source) if len(paths) == 1 and os.path.isdir(source) else split
-    store = TableStore(printable(title if title != split else split), os.path.dirname(paths[0]), blobs, names, holder)
-    return store, labels, _class_names(schema, label_at)
+    return blobs, names
 
 
 def _open(path: str) -> Any:
@@ -197,17 +215,27 @@ def _open(path: str) -> Any:
         ) from None
 
 
-def _spill(files: list[Any], column: str) -> tuple[tempfile.TemporaryDirectory[str], list[pa.Array]]:
-    """Copy the column, row group by row group, to a temporary arrow file and map it: random access without the RAM."""
+def _spill(
+    groups: list[Group], column: str, paths: list[str]
+) -> tuple[tempfile.TemporaryDirectory[str], list[pa.Array]]:
+    """Copy the column, a little at a time, to a temporary arrow file and map it: random access without the RAM."""
     import pyarrow as pa
 
+    size, free = sum(group.size for group in groups), shutil.disk_usage(tempfile.gettempdir()).free
+    if size > free:
+        raise DataError(
+            f"expected {size / 2**30:.1f} GiB of free space in {tempfile.gettempdir()} to unpack images that memory "
+            f"does not hold, got {free / 2**30:.1f} GiB. mend: TMPDIR=<a larger disk>; or --set data.window=16, which "
+            "reads row groups as they come"
+        )
     holder = tempfile.TemporaryDirectory(prefix="vitrail-")
     path = os.path.join(holder.name, "images.arrow")
     writer = None
-    for file in files:
-        for batch in file.iter_batches(batch_size=1024, columns=[column]):
-            writer = writer or pa.ipc.new_file(path, batch.schema)
-            writer.write_batch(batch)
+    for source in paths:
+        with _open(source) as file:
+            for batch in file.iter_batches(batch_size=128, columns=[column]):
+                writer = writer or pa.ipc.new_file(path, batch.schema)
+                writer.write_batch(batch)
     if writer is None:
         return holder, []
     writer.close()
@@ -263,7 +291,7 @@ def _labels(source: str, names: list[str] | None, columns: dict[str, list[Any]])
 
 
 def is_parquet(source: str) -> bool:
-    """True if the path is a parquet file or a folder that holds some."""
-    if os.path.isfile(source):
-        return re.search(r"\.parquet$", source, re.IGNORECASE) is not None
-    return bool(find_shards(source))
+    """True if the path is a parquet file, a pattern of such, or a folder that holds some."""
+    if is_pattern(source) or os.path.isfile(source):
+        return source.lower().endswith(ENDINGS)
+    return bool(find_files(source, ENDINGS))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Streams keep the stages apart: adding an augmentation does not move anybody's crop.
-ORDER, SPLIT, CROP, AUGMENT, MIX, CYCLE = 1, 2, 3, 4, 5, 6
+ORDER, SPLIT, CROP, AUGMENT, MIX, CYCLE, WINDOW = 1, 2, 3, 4, 5, 6, 7
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15

@@ -1,7 +1,8 @@
 """The door to data: one name or path in, train/val/test sets out, with a sentence for whatever was decided.
 
-A source is a folder of class folders, a CSV, parquet in the Hugging Face layout, or a built-in name. It is read into a
-:class:`~vitrail.data.layout.Layout`, judged here, and split where a split is missing.
+A source is a folder of class folders, a CSV, parquet in the Hugging Face layout, tar shards in webdataset's layout, or
+a built-in name. It is read into a :class:`~vitrail.data.layout.Layout`, judged here, and split where a split is
+missing.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from vitrail.errors import DataError, UsageError, require_known
 
 from .builtin import BUILTIN, read_builtin
 from .folder import read_folder
-from .imageset import ImageSet, printable
+from .imageset import ImageSet, printable, too_many_broken
 from .labels import FORMS
 from .layout import Layout, listed, twins
 from .parquet import is_parquet, read_parquet
+from .patterns import is_pattern
+from .shards import is_shards, read_shards
 from .splitting import stratified_split
 from .tabular import read_table
 
@@ -50,19 +53,24 @@ def open_dataset(
     labels: str = "auto",
     allow_empty: bool = False,
     outside_links: bool = False,
+    max_broken: float = 0.01,
+    sequential: bool = False,
 ) -> Splits:
-    """Open a data set: a folder, a CSV or TSV, parquet, or a built-in name (``digits``).
+    """Open a data set: a folder, a CSV or TSV, parquet, tar shards, or a built-in name (``digits``).
 
     A missing val part is cut off train (``val_fraction``, stratified, by ``seed``); a ``test`` part stays untouched,
     and one is cut off only if ``test_fraction`` asks for it. ``train_fraction`` keeps that share of what is left of
     train (stratified; of one seed and with one label an image, a smaller share lies within a larger). ``labels``:
     ``auto``, ``single`` or ``multi`` an image; see :func:`read_layout`. ``allow_empty`` accepts classes without
-    images; ``outside_links`` follows links that leave the folder. Nothing is decoded here.
+    images; ``outside_links`` follows links that leave the folder; ``max_broken`` is the share of a split that damaged
+    shards may have cost; ``sequential`` says that reading will go nearly in order, so that parquet larger than memory
+    need not be unpacked. Nothing is decoded here.
 
     Raises :class:`DataError`: missing path, nothing to learn from, fewer than two classes, an empty class, a class of
-    val or test that train does not have.
+    val or test that train does not have, too much lost.
     """
-    layout = read_layout(source, labels=labels, outside_links=outside_links)
+    layout = read_layout(source, labels=labels, outside_links=outside_links, sequential=sequential)
+    _require_whole(layout, max_broken)
     _require_usable(layout, allow_empty)
     notes = [*layout.notes, *_remarks(layout)]
     sets = {
@@ -82,18 +90,21 @@ def open_dataset(
     return Splits(sets["train"], sets["val"], sets.get("test"), layout.classes, notes)
 
 
-def read_layout(source: str | os.PathLike[str], *, labels: str = "auto", outside_links: bool = False) -> Layout:
-    """Read any source without judging it. Raises :class:`DataError` if there is nothing to read.
+def read_layout(
+    source: str | os.PathLike[str], *, labels: str = "auto", outside_links: bool = False, sequential: bool = False
+) -> Layout:
+    """Read any source without judging it (options: :func:`open_dataset`). Raises :class:`DataError` for nothing.
 
     ``labels``: whether an image has one label or several is seen from a table or parquet (``auto``); ``single`` and
-    ``multi`` insist. Folders and built-in sets have one label an image.
+    ``multi`` insist. Folders, shards and built-in sets have one label an image.
     """
     require_known([labels], FORMS, "form of labels")
     path = os.path.expanduser(os.fspath(source))
-    if not os.path.exists(path) and path not in BUILTIN:
+    known = os.path.exists(path) or is_pattern(path)
+    if not known and path not in BUILTIN:
         raise _missing(path)
-    if os.path.exists(path) and is_parquet(path):
-        return read_parquet(path, labels)
+    if known and is_parquet(path):
+        return read_parquet(path, sequential, labels)
     if os.path.isfile(path) and path.lower().endswith((".csv", ".tsv")):
         return read_table(path, labels)
     if labels == "multi":
@@ -101,13 +112,15 @@ def read_layout(source: str | os.PathLike[str], *, labels: str = "auto", outside
             f"expected a table or parquet for data.labels=multi, got {printable(path)}, which gives each image one "
             "label. mend: list the images in a CSV with cells like cat;dog"
         )
-    if not os.path.exists(path):
+    if not known:
         return read_builtin(path)
+    if is_shards(path):
+        return read_shards(path)
     if os.path.isdir(path):
         return read_folder(path, outside_links=outside_links)
     raise DataError(
-        f"expected a folder, a .csv, a .tsv or a .parquet file, got {printable(path)}. "
-        "mend: give the folder that holds one sub-folder a class"
+        f"expected a folder, a .csv, .tsv, .parquet or .tar file, or a pattern of .parquet or .tar files, "
+        f"got {printable(path)}. mend: give the folder that holds one sub-folder a class"
     )
 
 
@@ -128,6 +141,17 @@ def _missing(path: str) -> DataError:
         f"expected a folder, a table, parquet or a built-in name ({', '.join(BUILTIN)}), got {printable(path)!r}, "
         f"which does not exist.{hint}"
     )
+
+
+def _require_whole(layout: Layout, max_broken: float) -> None:
+    for split, lost in layout.lost.items():
+        total = lost + len(layout.parts[split].labels)
+        if lost > too_many_broken(max_broken, total):
+            damaged = "\n".join(f"  {note}" for note in layout.notes if "is damaged" in note)
+            raise DataError(
+                f"expected at most {100 * max_broken:g} % of {split} to be lost, got {lost:,} of {total:,} images:\n"
+                f"{damaged}\n  mend: fetch the shards again, or raise data.max_broken"
+            )
 
 
 def _require_usable(layout: Layout, allow_empty: bool) -> None:

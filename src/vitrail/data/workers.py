@@ -11,12 +11,18 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 
 from vitrail.errors import UsageError
+
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 def default_workers() -> int:
@@ -88,3 +94,23 @@ class Workers:
         while (task := self._tasks.get()) is not None:
             if not self.stopping:
                 task()
+
+
+def in_order(pool: Workers, items: Iterable[In], work: Callable[[In], Out]) -> Iterator[Out]:
+    """Yield ``work(item)`` in the order of ``items``, worked out by the pool a little ahead; errors are raised here."""
+    waiting: deque[Future[Out]] = deque()
+    for item in items:
+        future: Future[Out] = Future()
+        waiting.append(future)
+        pool.submit(lambda future=future, item=item: _settle(future, work, item))  # type: ignore[misc]
+        if len(waiting) > 4 * pool.count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _settle(future: Future[Out], work: Callable[[In], Out], item: In) -> None:
+    try:
+        future.set_result(work(item))
+    except BaseException as error:  # raised again by whoever waits for the result
+        future.set_exception(error)

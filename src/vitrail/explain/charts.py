@@ -135,6 +135,12 @@ class Plot:
                     f'<circle cx="{self.x(run[0][0]):.1f}" cy="{self.y(run[0][1]):.1f}" r="3" fill="{series.color}"/>'
                 )
 
+    def area(self, edges: Sequence[tuple[float, float, float]], color: str) -> None:
+        """Fill between two lines: points (x, lower y, upper y)."""
+        around = [(x, high) for x, _, high in edges] + [(x, low) for x, low, _ in reversed(edges)]
+        path = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in around)
+        self.shapes.append(f'<polygon points="{path}" fill="{color}" fill-opacity="0.14"/>')
+
     def bar(self, x0: float, x1: float, y: float, color: str) -> None:
         """Draw one bar from the bottom of the chart up to ``y``."""
         top, base = self.y(y), self.y(self.y_range[0])

@@ -1,8 +1,8 @@
 """Image classification: one label an image.
 
 Soft targets and label smoothing: Szegedy et al. 2016, arXiv 1512.00567, section 7. Two heads (class and distillation
-token): Touvron et al. 2021, arXiv 2012.12877, section 4, trained here without a teacher. Weights and shifts for unequal
-classes: :mod:`.imbalance`.
+token): Touvron et al. 2021, arXiv 2012.12877, section 4, trained here without a teacher; with one: ``distil``.
+Weights and shifts for unequal classes: :mod:`.imbalance`.
 B batch, K classes.
 """
 

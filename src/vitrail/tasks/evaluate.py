@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,17 @@ class Evaluation:
     scores: Tensor
 
 
-def evaluate(task: Task, model: nn.Module, batches: Iterable[Any], *, device: torch.device | str = "cpu") -> Evaluation:
+def evaluate(
+    task: Task,
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    device: torch.device | str = "cpu",
+    join: Callable[[Any], Any] | None = None,
+) -> Evaluation:
     """Evaluate ``model`` on ``batches`` in eval mode, and put its mode back.
+
+    Where several processes see a part of each batch, ``join`` makes a result or a batch that of all of them.
 
     Raises :class:`DataError` if no image could be read. Scores are kept (4 K bytes an image), logits are not.
     """
@@ -37,6 +47,8 @@ def evaluate(task: Task, model: nn.Module, batches: Iterable[Any], *, device: to
         for batch in batches:
             batch = batch.to(device)
             result = task.predict(model, batch)
+            if join is not None:
+                result, batch = join(result), join(dataclasses.replace(batch, images=batch.images[:, :0]))
             accumulator.update(result, batch)
             keep = batch.keep.cpu()
             index.append(batch.indices.cpu()[keep])

@@ -26,7 +26,8 @@ from vitrail.weights.cards import MULTI_LABEL, SINGLE_LABEL
 from .pipeline import eval_loader, threads
 from .precision import use_threads
 from .recipe import Recipe
-from .teacher import Remembered, Teacher
+from .teacher import Remembered, Teacher, ask
+from .world import ALONE, World
 
 
 def build_model(recipe: Recipe, splits: Splits, say: Callable[[str], None]) -> tuple[nn.Module, Card]:
@@ -87,7 +88,12 @@ def about_imbalance(recipe: Recipe, splits: Splits) -> str | None:
 
 
 def build_task(
-    recipe: Recipe, splits: Splits, card: Card, device: torch.device, say: Callable[[str], None] = print
+    recipe: Recipe,
+    splits: Splits,
+    card: Card,
+    device: torch.device,
+    say: Callable[[str], None] = print,
+    world: World = ALONE,
 ) -> Task:
     """Return the loss, metrics and postprocess of a resolved recipe; ``card`` is that of the network in training."""
     task = create_task(recipe.task, num_classes=len(splits.classes), options=_task_options(recipe, splits))
@@ -98,7 +104,7 @@ def build_task(
     precision, theirs = recipe.train.precision, recipe.data.source
     teacher = Teacher.load(d, splits.classes, card, precision=precision, device=device, theirs=theirs)
     say(f"teacher: {d.teacher} ({teacher.card.name}), {d.how} answers with weight {d.weight:g}")
-    answers = _remembered(teacher, recipe, splits, card, device) if d.cache == "on" else teacher
+    answers = _remembered(teacher, recipe, splits, card, device, world) if d.cache == "on" else teacher
     return Distil(task, answers, how=d.how, weight=d.weight, temperature=d.temperature or 1.0)
 
 
@@ -120,9 +126,11 @@ def _task_options(recipe: Recipe, splits: Splits) -> dict[str, Any]:
     return options
 
 
-def _remembered(teacher: Teacher, recipe: Recipe, splits: Splits, card: Card, device: torch.device) -> Remembered:
+def _remembered(
+    teacher: Teacher, recipe: Recipe, splits: Splits, card: Card, device: torch.device, world: World = ALONE
+) -> Remembered:
     """Ask the teacher about each training image, as the training loader will show it."""
-    size = recipe.train.batch_size
+    size, part = recipe.train.batch_size, (world.rank, world.size)
     with use_threads(recipe.train.threads):
-        loader = eval_loader(splits.train, card, batch_size=size, workers=threads(recipe), cache="none")
-        return Remembered(teacher, loader.epoch(0), device)
+        loader = eval_loader(splits.train, card, batch_size=size, workers=threads(recipe), cache="none", part=part)
+        return Remembered(teacher, ask(teacher, loader, device, world))

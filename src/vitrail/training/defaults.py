@@ -24,6 +24,7 @@ from .habits import ALL_OPTIONS, HABITS, usual_decay, usual_rate
 from .precision import pick_precision
 from .recipe import Recipe, merge, nested, varied
 from .schedule import ENDLESS
+from .sections import Distill
 
 # width up to which one thread is as good as two: on a busy machine pico's fastest step took 197 ms and 200 ms
 NARROW = 64
@@ -156,7 +157,7 @@ def resolve(recipe: Recipe, facts: Facts, device: torch.device, *, has_val: bool
     _augmentation(recipe, facts, _length(recipe, facts, device, settle), settle)
     _machine(recipe, facts, device, settle, has_val)
     if recipe.distill is not None:
-        _teacher(recipe, {d.key: d.value for d in made}, facts, settle)
+        _teacher(recipe, recipe.distill, {d.key: d.value for d in made}, facts, settle)
     chosen = nested({d.key: d.value for d in made}, "the defaults")
     settled = Recipe.check(merge(recipe.model_dump(mode="json"), chosen))
     count = settled.train.batch_size
@@ -306,15 +307,16 @@ def _machine(recipe: Recipe, facts: Facts, device: torch.device, settle: Any, ha
         settle("data.workers", 0, "small images: the cores are busy with training")
 
 
-def _teacher(recipe: Recipe, chosen: Mapping[str, Any], facts: Facts, settle: Any) -> None:
+def _teacher(recipe: Recipe, given: Distill, chosen: Mapping[str, Any], facts: Facts, settle: Any) -> None:
     """Settle which teacher it is, and whether its answers are kept."""
     from .teacher import digest
 
-    assert recipe.distill is not None, "there is a teacher"
-    settle("distill.sha256", digest(recipe.distill.teacher), "which teacher it is")
-    augment = Augment(**{**recipe.augment.model_dump(), **{k[8:]: v for k, v in chosen.items() if k[:8] == "augment."}})
-    causes, size = varied(augment), 4 * facts.count * facts.classes
-    if recipe.distill.unlabelled is not None:
+    if given.sha256 == "auto":
+        settle("distill.sha256", digest(given.teacher), "which teacher it is")
+    own = {key.removeprefix("augment."): value for key, value in chosen.items() if key.startswith("augment.")}
+    causes = varied(Augment(**{**recipe.augment.model_dump(), **own}))
+    size = 4 * facts.count * facts.classes
+    if given.unlabelled is not None:
         settle("distill.cache", "off", "the teacher is asked once, before training")
     elif causes:
         settle("distill.cache", "off", causes[0])

@@ -9,7 +9,7 @@ import platform
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -22,11 +22,47 @@ from vitrail.data.sources import Splits
 from vitrail.errors import UsageError, VitrailError
 
 from .checkpoint import replace_bytes
+from .world import ALONE, World
 
 
-def make_folder(out: str, task: str, name: str | None, model: str) -> Path:
-    """Make ``out/task/name``, or ``out/task/<model>-<n>`` with the first free n from 1; never an existing one."""
+def make_folder(out: str, task: str, name: str | None, model: str, world: World = ALONE) -> Path:
+    """Make ``out/task/name``, or ``out/task/<model>-<n>`` with the first free n from 1; never an existing one.
+
+    The first process makes it; under torchrun it notes which folder this launch has, see :func:`started_before`.
+    """
     root = Path(out) / task
+
+    def make() -> str:
+        made = _make(root, name, model)
+        if world.launch:
+            replace_bytes(_note(root, world), made.name.encode())
+        return made.name
+
+    return root / world.lead(make)
+
+
+def started_before(world: World, out: str, task: str) -> Path | None:
+    """Return the run folder that this launch of torchrun made before it had to start its processes anew, if any."""
+    root = Path(out) / task
+
+    def look() -> str | None:
+        note = _note(root, world)
+        if not world.launch or not note.is_file():
+            return None
+        if not world.restarts:  # left by an earlier launch of the same name
+            note.unlink()
+            return None
+        return note.read_text()
+
+    name = world.lead(look)
+    return None if name is None else root / name
+
+
+def _note(root: Path, world: World) -> Path:
+    return root / f".launch-{hashlib.sha256(world.launch.encode()).hexdigest()[:16]}"
+
+
+def _make(root: Path, name: str | None, model: str) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
         if name is not None:
@@ -55,8 +91,15 @@ def _refuse(path: Path) -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, world: World = ALONE) -> Iterator[None]:
     """Hold the folder's lock; :class:`UsageError` names the process that holds it. A killed process holds nothing."""
+    with ExitStack() as stack:
+        world.lead(lambda: stack.enter_context(_lock(folder)))
+        yield
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
     import fcntl
 
     with open(folder / ".lock", "a+", encoding="utf-8") as file:

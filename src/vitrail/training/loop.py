@@ -7,9 +7,9 @@ numbers inside the model of (seed, step), the rate of the step; the rest is in :
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +23,8 @@ from .ema import Ema
 from .optim import Masters
 from .schedule import Schedule
 from .signals import Interrupted, Stop
+from .state import Pace, State
+from .world import ALONE, World
 
 MOST_BAD_STEPS = 3
 
@@ -35,40 +37,6 @@ class Batches(Protocol):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterable[Any]:
         """Batches of an epoch from number ``start`` on: a function of (seed, epoch, number) alone."""
-
-
-@dataclass
-class State:
-    """Where a run is; ``state.json`` of a checkpoint holds it whole."""
-
-    step: int = 0
-    images: int = 0
-    skipped: int = 0
-    bad_in_a_row: int = 0
-    seconds: float = 0.0
-    evaluated: int = 0
-    """Step of the last evaluation: one that was cut off by a signal is made up for after resuming."""
-    window: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "steps": 0, "norm": 0.0})
-    best: dict[str, Any] | None = None
-    data: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How long, how often: the numbers of a run that the loop itself needs."""
-
-    epochs: int
-    accumulation: int
-    clip_norm: float | None
-    seed: int
-    eval_every: int
-    log_every: int
-    save_every_steps: int | None
-    save_every_minutes: float | None
 
 
 class Hooks(Protocol):
@@ -110,14 +78,16 @@ class Loop:
         hooks: Hooks,
         state: State | None = None,
         say: Callable[[str], None] = print,
+        world: World = ALONE,
     ) -> None:
         self.task, self.model, self.masters, self.ema = task, model, masters, ema
         self.batches, self.schedule, self.pace, self.hooks = batches, schedule, pace, hooks
-        self.state, self.say = state or State(), say
+        self.state, self.say, self.world = state or State(), say, world
         self.device = masters.weights[0].device
         self.per_epoch = len(batches)
         self._saved = time.monotonic()
         self._data_seconds = self._started = self._interval = 0.0
+        self._due = self._told = False
 
     @property
     def total(self) -> int:
@@ -140,7 +110,7 @@ class Loop:
                 waiting = time.monotonic()
                 for batch in self.batches.epoch(epoch, start=start):
                     self._data_seconds += time.monotonic() - waiting
-                    self._one_step(batch)
+                    self._one_step(batch, self._agree(batch, stop))
                     images = self._report(images)
                     self._finish_epoch(stop)
                     self._save_if_due(stop)
@@ -149,12 +119,35 @@ class Loop:
         self.hooks.save(wait=True)
         return state
 
-    def _one_step(self, batch: Any) -> None:
+    def replay(self, steps: int) -> None:
+        """Take ``steps`` steps from the present state and do nothing else: no evaluation, no saving."""
+        with Stop(self.say) as stop:
+            last = self.state.step + steps
+            while self.state.step < last:
+                epoch, start = divmod(self.state.step, self.per_epoch)
+                for batch in self.batches.epoch(epoch, start=start):
+                    self._one_step(batch, self._agree(batch, stop))
+                    if self.state.step == last or stop.asked is not None:
+                        break
+                if stop.asked is not None:
+                    raise Interrupted("stopped before the end of the replay", stop.exit_code)
+
+    def _agree(self, batch: Any, stop: Stop) -> int:
+        """Return the images of this step on all processes; agree on whether to stop, and to save, after it."""
+        kept, minutes = int(batch.keep.sum()), (time.monotonic() - self._saved) / 60
+        most = self.pace.save_every_minutes
+        due = self.world.first and most is not None and minutes >= most  # one clock decides
+        total, asked, self._due = (int(n) for n in self.world.sum([kept, stop.asked is not None, due]))
+        if asked and stop.asked is None:
+            stop.asked = signal.SIGTERM  # another process was told
+        self._told = bool(asked)
+        return total
+
+    def _one_step(self, batch: Any, kept: int) -> None:
         state = self.state
-        torch.manual_seed(step_seed(self.pace.seed, state.step))
         self.model.train()
         try:
-            loss, norm, problem = self._gradient(batch.to(self.device))
+            loss, norm, problem = self._gradient(batch.to(self.device), kept)
         except RuntimeError as error:
             if out_of_memory(error):
                 raise memory_advice(_shape(batch), self.pace.accumulation, error) from error
@@ -169,25 +162,32 @@ class Loop:
             for key, value in (("loss", loss), ("norm", norm), ("steps", 1)):
                 state.window[key] += value
         state.step += 1
-        state.images += int(batch.keep.sum())
+        state.images += kept
         if problem is not None:
             self._skip(batch, problem, loss, norm)
 
-    def _gradient(self, batch: Any) -> tuple[float, float, str | None]:
-        """Gather the gradient of the mean loss over the kept images; return loss, norm, and what is wrong."""
-        kept = int(batch.keep.sum())
+    def _gradient(self, batch: Any, kept: int) -> tuple[float, float, str | None]:
+        """Gather the gradient of the mean loss over the ``kept`` images of all processes.
+
+        Returns loss, norm, and what is wrong, the same on every process.
+        """
         if not kept:
             return 0.0, 0.0, "no image of the batch could be read"
-        loss, problem = 0.0, None
-        for piece in pieces(batch, self.pace.accumulation):
+        loss, world = 0.0, self.world
+        whole = world.size if self.masters.sliced else 1  # the sum over slices is a mean over processes
+        for number, piece in enumerate(pieces(batch, self.pace.accumulation)):
             share = int(piece.keep.sum()) / kept
-            if not share:
-                continue
+            if not share and world.alone:
+                continue  # where there are others, all must compute the same pieces
+            torch.manual_seed(step_seed(self.pace.seed, self.state.step, world.rank * self.pace.accumulation + number))
             part = self.task.step(self.model, piece)["loss"] * share
-            part.backward()
+            (part * whole).backward()
             self.masters.gather()
             loss += float(part.detach())
-        norm = self.masters.norm()
+        (loss,) = world.sum([loss])
+        self.masters.reduce(world)
+        norm = self.masters.norm(world)
+        problem = None
         if not math.isfinite(loss):
             problem = "the loss is not finite"
         elif not math.isfinite(norm):
@@ -199,7 +199,8 @@ class Loop:
         state = self.state
         self.masters.drop_gradients()
         state.skipped += 1
-        line = {"problem": problem, "loss": loss, "grad_norm": norm, "images": batch.indices.tolist()}
+        images = [i for part in self.world.collect(batch.indices.tolist()) for i in part]
+        line = {"problem": problem, "loss": loss, "grad_norm": norm, "images": images}
         self.hooks.log("skip", state.step, line)
         self.say(f"step {state.step}: {problem}; the step was skipped, weights are untouched")
         if problem.endswith("not finite"):
@@ -252,11 +253,10 @@ class Loop:
         self._interval = time.monotonic()  # the next interval's pace is that of training alone
 
     def _save_if_due(self, stop: Stop) -> None:
-        if stop.asked is not None:
+        if self._told or (self.world.alone and stop.asked is not None):
             self._interrupt(stop)
-        pace, minutes = self.pace, (time.monotonic() - self._saved) / 60
-        by_step = pace.save_every_steps is not None and self.state.step % pace.save_every_steps == 0
-        if by_step or (pace.save_every_minutes is not None and minutes >= pace.save_every_minutes):
+        by_step = self.pace.save_every_steps is not None and self.state.step % self.pace.save_every_steps == 0
+        if by_step or self._due:
             self._clock()
             self.hooks.save(wait=False)
             self._saved = time.monotonic()
@@ -279,8 +279,11 @@ def _shape(batch: Any) -> tuple[int, int, int]:
     return count, height, width
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Return the seed of dropout and drop path in a step: mixed, so that neighbouring seeds share nothing."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xD1B54A32D192ED03) & (2**64 - 1)
+def step_seed(seed: int, step: int, piece: int = 0) -> int:
+    """Return the seed of dropout and drop path in a piece of a step: mixed, so that neighbours share nothing.
+
+    Pieces are counted over all processes: two processes of one piece each draw what one process of two pieces draws.
+    """
+    mixed = (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xD1B54A32D192ED03 + piece * 0x8CB92BA72F3D8DD7) & (2**64 - 1)
     mixed = (mixed ^ (mixed >> 31)) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
     return (mixed ^ (mixed >> 29)) & (2**63 - 1)

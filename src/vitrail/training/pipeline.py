@@ -13,9 +13,10 @@ from vitrail.data.coloring import ColorJitter, ThreeAugment
 from vitrail.data.imageset import ImageSet
 from vitrail.data.loader import Loader
 from vitrail.data.mixing import Mix
-from vitrail.data.order import Order, training_order
+from vitrail.data.order import Order, Repeated, training_order, windowed
 from vitrail.data.randaugment import RandAugment
 from vitrail.data.resample import resize
+from vitrail.data.rowgroups import require_room
 from vitrail.data.transforms import Crop, Draws, EvalCrop, PadCrop, TrainCrop
 from vitrail.errors import UsageError
 from vitrail.weights import Card
@@ -23,8 +24,14 @@ from vitrail.weights import Card
 from .recipe import Recipe
 
 
-def train_loader(recipe: Recipe, images: ImageSet, card: Card, device: torch.device | str = "cpu") -> Loader:
-    """Return the shuffled, augmented loader of a resolved recipe."""
+def train_loader(
+    recipe: Recipe,
+    images: ImageSet,
+    card: Card,
+    device: torch.device | str = "cpu",
+    part: tuple[int, int] = (0, 1),
+) -> Loader:
+    """Return the shuffled, augmented loader of a resolved recipe, for part (rank, processes) of every batch."""
     return Loader(
         images,
         batch_size=int(recipe.train.batch_size),
@@ -40,13 +47,18 @@ def train_loader(recipe: Recipe, images: ImageSet, card: Card, device: torch.dev
         cache=recipe.data.cache,
         max_broken=recipe.data.max_broken,
         device=device,
+        part=part,
     )
 
 
 def train_order(recipe: Recipe, images: ImageSet) -> Order:
     """Return the order in which a resolved recipe visits its training images."""
-    repeats, batch = recipe.augment.repeats, int(recipe.train.batch_size)
-    return training_order(images.labels, recipe.train.seed, recipe.data.balance, repeats, batch)
+    seed, repeats, batch = recipe.train.seed, recipe.augment.repeats, int(recipe.train.batch_size)
+    if recipe.data.window is None:
+        return training_order(images.labels, seed, recipe.data.balance, repeats, batch)
+    order = windowed(images.shards(), seed, recipe.data.window)
+    require_room(images.store, recipe.data.window)
+    return order if repeats == 1 else Repeated(order, repeats, batch)
 
 
 def threads(recipe: Recipe) -> int | None:
@@ -55,7 +67,13 @@ def threads(recipe: Recipe) -> int | None:
 
 
 def eval_loader(
-    images: ImageSet, card: Card, *, batch_size: int, workers: int | None = None, cache: str = "auto"
+    images: ImageSet,
+    card: Card,
+    *,
+    batch_size: int,
+    workers: int | None = None,
+    cache: str = "auto",
+    part: tuple[int, int] = (0, 1),
 ) -> Loader:
     """Return the loader that evaluation and the card's users see: every image once, in order, centre crop."""
     return Loader(
@@ -68,6 +86,7 @@ def eval_loader(
         workers=workers,
         drop_last=False,
         cache=cache,
+        part=part,
     )
 
 

@@ -13,6 +13,8 @@ import torch
 
 from vitrail.errors import UsageError
 
+from .world import World
+
 
 def pick_device(name: str) -> torch.device:
     """Return the device of ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...; :class:`UsageError` if it is not there."""
@@ -25,6 +27,20 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UsageError(f"expected a device of this machine (auto, cpu, cuda), got {name!r}: {reason}") from None
     return device
+
+
+def own_device(name: str, world: World) -> torch.device:
+    """Return this process's device: of ``auto`` and ``cuda`` its own GPU among those of the machine."""
+    device = pick_device(name)
+    if device.type != "cuda" or device.index is not None or world.alone:
+        return device
+    count = torch.cuda.device_count()
+    if world.local_size > count:
+        raise UsageError(
+            f"expected at most {count} processes on a machine with {count} GPU(s), got {world.local_size}; "
+            f"mend: torchrun --nproc-per-node={count}, or --device cpu"
+        )
+    return torch.device("cuda", world.local_rank)
 
 
 def fast_bf16(device: torch.device) -> bool:

@@ -16,13 +16,20 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
 
 
+def _say_nothing(text: str) -> None:
+    """Swallow a line that another process prints."""
+
+
 class Progress:
     """A bar with loss, pace and time left on a terminal; quiet otherwise. ``say`` prints lines above it.
 
-    ``printer`` receives the lines instead of stderr (tests, notebooks); there is no bar then.
+    ``printer`` receives the lines instead of stderr (tests, notebooks); there is no bar then. Of several processes only
+    the ``first`` speaks.
     """
 
-    def __init__(self, printer: Callable[[str], None] | None = None) -> None:
+    def __init__(self, printer: Callable[[str], None] | None = None, first: bool = True) -> None:
+        if not first:
+            printer = _say_nothing
         self._printer, self._bar, self._task = printer, None, None
         self._last: tuple[float, int] | None = None
         self._pace = 0.0

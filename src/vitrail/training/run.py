@@ -20,21 +20,22 @@ from vitrail.tasks.evaluate import Evaluation
 from vitrail.tasks.multilabel import MultiLabel
 
 from .build import about_imbalance
-from .checkpoint import Checkpoints, load, replace_bytes
+from .checkpoint import Checkpoints, Saved, replace_bytes
 from .defaults import measure, resolve, sentences
-from .folder import environment, fingerprint, locked, make_folder, write_json
+from .folder import environment, fingerprint, locked, make_folder, started_before, write_json
 from .pipeline import eval_loader
-from .precision import pick_device, use_threads
+from .precision import own_device, use_threads
 from .progress import Progress, clock
 from .recipe import Recipe
 from .selftrain import with_unlabelled
 from .session import Identity, Session, finite
 from .signals import Interrupted
+from .world import ALONE, PeerLost, World, open_world, restart_advice
 
 # Keys that may change between the start of a run and its resumption: they do not change what is computed.
 FREE = (
     "name", "out", "data.source", "data.cache", "data.workers", "train.device", "train.keep", "train.track",
-    "train.threads", "distill.teacher", "distill.unlabelled",
+    "train.threads", "train.parallel", "train.timeout_minutes", "distill.teacher", "distill.unlabelled",
     "train.save_every_steps", "train.save_every_minutes", "train.log_every",
 )  # fmt: skip
 RESUMABLE = "RESUMABLE"
@@ -70,31 +71,47 @@ def train(
         VitrailError: lasting NaN, lack of memory, a disk that stays full.
     """
     asked = Recipe.load(recipe, overrides)
-    with Progress(say) as progress:
-        device = pick_device(asked.train.device)
-        splits = with_unlabelled(asked, _open(asked), None, progress.say)
+    with open_world(asked.train.timeout_minutes) as world, Progress(say, world.first) as progress:
+        begun = started_before(world, asked.out, asked.task)
+        if begun is not None:
+            return _resume(begun, (), world, progress)
+        device = own_device(asked.train.device, world)
+        splits = with_unlabelled(asked, _open(asked), None, progress.say, world)
         for note in splits.notes:
             progress.say(note)
         settled, made = resolve(asked, measure(splits.train), device, has_val="val" in _own_splits(asked))
+        settled = _for_all(settled, asked, world)
         for line in [*sentences(made), about_imbalance(settled, splits)]:
             if line is not None:
                 progress.say(line)
         identity = Identity(fingerprint(splits), splits.classes.to_json(), settled.flat())
-        folder = make_folder(settled.out, settled.task, settled.name, settled.model.name)
-        with locked(folder):
-            header = "\n".join(["Made by vitrail train; nothing in it is left to chance.", "", *sentences(made)])
-            replace_bytes(folder / "recipe.yaml", settled.to_yaml(header).encode())
-            write_json(folder / "environment.json", environment(device))
-            if splits.pseudo is not None:
-                splits.pseudo.save(folder, splits.train)
+        folder = make_folder(settled.out, settled.task, settled.name, settled.model.name, world)
+        with locked(folder, world):
+            if world.first:
+                header = "\n".join(["Made by vitrail train; nothing in it is left to chance.", "", *sentences(made)])
+                replace_bytes(folder / "recipe.yaml", settled.to_yaml(header).encode())
+                write_json(folder / "environment.json", environment(device))
+                if splits.pseudo is not None:
+                    splits.pseudo.save(folder, splits.train)
             try:
-                session = Session(folder, settled, splits, identity, progress)
+                session = Session(folder, settled, splits, identity, progress, world)
             except Exception:
-                shutil.rmtree(folder, ignore_errors=True)  # nothing was trained: the name stays free
+                if world.first:
+                    shutil.rmtree(folder, ignore_errors=True)  # nothing was trained: the name stays free
                 raise
             _introduce(session)
             with use_threads(settled.train.threads):
                 return _run(session)
+
+
+def _for_all(settled: Recipe, asked: Recipe, world: World) -> Recipe:
+    """Return the first process's recipe on all; a batch that was left to us is made to fit the processes."""
+    if world.alone:
+        return settled
+    content = settled.model_dump(mode="json")
+    if asked.train.batch_size == "auto":
+        content["train"]["batch_size"] = max(1, round(settled.train.batch_size / world.size)) * world.size
+    return Recipe.check(world.share(content))
 
 
 def resume(
@@ -107,24 +124,58 @@ def resume(
     recipe keys (or ``data``) whose change is meant.
     """
     path = Path(folder)
+    recipe = recipe_of(path)
+    with open_world(recipe.train.timeout_minutes) as world, Progress(say, world.first) as progress:
+        return _resume(path, force, world, progress)
+
+
+def recipe_of(path: Path) -> Recipe:
+    """Return the recipe of a run folder; :class:`UsageError` if it is none."""
     if not (path / "recipe.yaml").is_file():
         raise UsageError(f"expected a run folder with a recipe.yaml, got {path}; mend: `vitrail train` makes one")
-    recipe = Recipe.load(path / "recipe.yaml", environment={})
-    with Progress(say) as progress, locked(path):
-        splits = with_unlabelled(recipe, _open(recipe), path, progress.say)
-        identity = Identity(fingerprint(splits), splits.classes.to_json(), recipe.flat())
-        found = Checkpoints(path / "checkpoints", warn=progress.say).latest()
-        saved = load(found) if found is not None else None
-        if saved is not None:
-            require_same(saved.state["identity"], identity.to_json(), force)
-        session = Session(path, recipe, splits, identity, progress)
-        if saved is not None:
-            session.restore(saved)
-            session.checkpoints.last_good = saved.step
-        where = f"step {session.state.step} ({found})" if found is not None else "the start: there is no checkpoint yet"
+    return Recipe.load(path / "recipe.yaml", environment={})
+
+
+def _resume(path: Path, force: Sequence[str], world: World, progress: Progress) -> RunResult:
+    recipe = recipe_of(path)
+    with locked(path, world):
+        session, saved = restored(path, recipe, force, world, progress)
+        where = f"step {saved.step} ({saved.path})" if saved is not None else "the start: there is no checkpoint yet"
         progress.say(f"going on from {where}")
         with use_threads(recipe.train.threads):
             return _run(session)
+
+
+def restored(
+    path: Path, recipe: Recipe, force: Sequence[str], world: World, progress: Progress
+) -> tuple[Session, Saved | None]:
+    """Return a session at the newest healthy checkpoint of the run in ``path``, and that checkpoint, if any."""
+    splits, identity = prepared(path, recipe, progress, world)
+    saved = newest(path, world, progress)
+    if saved is not None:
+        require_same(saved.state["identity"], identity.to_json(), force)
+    session = Session(path, recipe, splits, identity, progress, world)
+    if saved is not None:
+        session.restore(saved)
+        session.checkpoints.last_good = saved.step
+    return session, saved
+
+
+def prepared(path: Path, recipe: Recipe, progress: Progress, world: World = ALONE) -> tuple[Splits, Identity]:
+    """Return the data of the run in ``path``, and what a checkpoint must agree with."""
+    splits = with_unlabelled(recipe, _open(recipe), path, progress.say, world)
+    return splits, Identity(fingerprint(splits), splits.classes.to_json(), recipe.flat())
+
+
+def newest(path: Path, world: World, progress: Progress) -> Saved | None:
+    """Return the newest checkpoint that verifies; the first process looks, all take what it found."""
+
+    def look() -> str | None:
+        found = Checkpoints(path / "checkpoints", warn=progress.say).latest()
+        return None if found is None else str(found)
+
+    shared = world.lead(look)
+    return None if shared is None else Saved.open(Path(shared))
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any], force: Sequence[str] = ()) -> None:
@@ -160,13 +211,15 @@ def _open(recipe: Recipe) -> Splits:
         seed=d.seed,
         labels=d.labels,
         allow_empty=d.allow_empty,
+        max_broken=d.max_broken,
+        sequential=d.window is not None,
     )
 
 
 def _own_splits(recipe: Recipe) -> list[str]:
     from vitrail.data.sources import read_layout
 
-    return list(read_layout(recipe.data.source, labels=recipe.data.labels).parts)
+    return list(read_layout(recipe.data.source, labels=recipe.data.labels, sequential=True).parts)
 
 
 def _introduce(session: Session) -> None:
@@ -177,48 +230,61 @@ def _introduce(session: Session) -> None:
         f"{len(splits.val):,} validation{test}; {len(splits.classes)} classes; {session.device}, "
         f"{session.recipe.train.precision}"
     )
+    if not session.world.alone:
+        how = "a slice of the model each" if session.slices is not None else "the whole model each"
+        say(f"{session.world.size} processes, {how}")
+    advice = restart_advice(session.world)
+    if advice is not None:
+        say(advice)
     say(f"run folder: {session.folder.resolve()}")
 
 
 def _run(session: Session) -> RunResult:
-    folder, say = session.folder, session.progress.say
+    folder, say, first = session.folder, session.progress.say, session.world.first
     again = f"vitrail resume {shlex.quote(str(folder))}"
     try:
         session.train()
     except Interrupted as stopped:
-        replace_bytes(folder / RESUMABLE, f"{again}\n".encode())
+        if first:
+            replace_bytes(folder / RESUMABLE, f"{again}\n".encode())
         raise Interrupted(f"{stopped}; go on with: {again}", stopped.exit_code) from None
-    (folder / RESUMABLE).unlink(missing_ok=True)
+    except PeerLost as lost:
+        raise PeerLost(f"{lost}; {session.last_good()}; go on with: {again}") from lost
+    if first:
+        (folder / RESUMABLE).unlink(missing_ok=True)
     summary = _finish(session)
     split = "test" if "test" in summary["results"] else "val"
     metrics = summary["results"][split]
     name, value = headline(metrics)
     say(f"{split} {name} {100 * value:.2f} % on {metrics['count']:.0f} images (best weights)")
-    _report(session, split)
+    if first:
+        _report(session, split)
+    session.world.wait()
     return RunResult(folder, split, metrics, summary["best"], summary)
 
 
 def _finish(session: Session) -> dict[str, Any]:
     """Save the last weights, measure the best ones on every held-out split as they lie on the disk, and sum up."""
-    from vitrail.weights import load_folder
+    from vitrail.weights import open_folder
 
     state, splits, recipe = session.state, session.splits, session.recipe
     if state.best is None:
         raise VitrailError("the best weights could not be written; mend: free some space, then `vitrail resume`")
     session.save_weights("last", {"epoch": recipe.train.epochs, "step": state.step})
-    best, card, _ = load_folder(session.folder / "best")
-    best.to(session.device)
+    session.world.wait()
+    best = session.best()
     if isinstance(session.task, MultiLabel):
-        session.task.thresholds = card.thresholds  # found on validation, used on test too
+        session.task.thresholds = open_folder(session.folder / "best").card.thresholds  # of validation, used on test
     results, problems = {}, list(session.batches.problems)
     for name, images in (("val", splits.val), ("test", splits.test)):
         if images is None:
             continue
         loader = session.val if name == "val" else eval_loader(images, session.card, **session._reading())
         found = session.measure(best, loader.epoch(0))
-        save_predictions(session.folder / f"predictions_{name}.npz", found, images)
-        details = found.accumulator.describe(splits.classes.names)
-        write_json(session.folder / f"details_{name}.json", {"metrics": finite(found.metrics), **details})
+        if session.world.first:
+            save_predictions(session.folder / f"predictions_{name}.npz", found, images)
+            details = found.accumulator.describe(splits.classes.names)
+            write_json(session.folder / f"details_{name}.json", {"metrics": finite(found.metrics), **details})
         results[name] = finite(found.metrics)
         problems += loader.problems
     problems = {p.name: p.message for p in problems}
@@ -240,7 +306,8 @@ def _finish(session: Session) -> dict[str, Any]:
         "notes": splits.notes,
         "unreadable": [f"{name}: {message}" for name, message in problems.items()],
     }
-    write_json(session.folder / "summary.json", summary)
+    if session.world.first:
+        write_json(session.folder / "summary.json", summary)
     session.progress.say(f"trained {clock(state.seconds)}, best at epoch {state.best['epoch']}")
     if problems:
         session.progress.say(f"{len(problems)} images could not be read and were left out; summary.json names them")

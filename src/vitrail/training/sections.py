@@ -53,7 +53,7 @@ class Model(Section):
 class Data(Section):
     """Which images."""
 
-    source: str = Field("digits", description="a folder, a CSV or parquet file, or a built-in name")
+    source: str = Field("digits", description="a folder, a CSV, parquet, tar shards (or a pattern), or a built-in name")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | Auto | None = Field(
         "auto", description="share of train held out, only where there is no val split (0.1)"
     )
@@ -68,6 +68,9 @@ class Data(Section):
     labels: Literal["single", "multi"] | Auto = Field(
         "auto", description="labels an image: one, or any number; auto: seen from the table or parquet"
     )
+    window: Positive | None = Field(
+        None, description="shards (tar files, row groups) mixed at a time, for slow disks; null: the whole set"
+    )
     cache: Literal["auto", "none", "all"] = Field("auto", description="keep images in memory; auto: what fits well")
     workers: Annotated[int, Field(ge=0)] | Auto = Field("auto", description="reading threads; auto: one a core")
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = Field(
@@ -80,6 +83,11 @@ class Data(Section):
     def _something_left(self) -> Data:
         if isinstance(self.val_fraction, float) and self.val_fraction + self.test_fraction >= 1:
             raise ValueError("expected val_fraction + test_fraction below 1: nothing would be left to train on")
+        if self.window is not None and self.balance != "none":
+            raise ValueError(
+                f"window and balance: {self.balance} exclude each other: balanced classes are drawn from the whole "
+                "set; mend: leave one out"
+            )
         return self
 
 
@@ -250,6 +258,12 @@ class Train(Section):
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | Auto | None = Field("auto", description="null: no average")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 keeps float32 master weights")
+    parallel: Literal["ddp", "fsdp", "hsdp"] | None = Field(
+        None,
+        description="several processes: each holds all of the model (ddp), a slice (fsdp), or a slice of its node's "
+        "copy (hsdp); null: all of it while that takes less than 40 % of the device's memory",
+    )
+    timeout_minutes: Rate = Field(10.0, description="how long a process waits for the others before it gives up")
     compile: bool = Field(False, description="torch.compile the training step (a minute at first)")
     device: str = Field("auto", description="cpu, cuda, cuda:1, or auto")
     threads: Positive | Auto = Field("auto", description="of a CPU; another number rounds sums differently")

@@ -31,10 +31,11 @@ from vitrail.weights.read import read_header, read_safetensors
 from .checkpoint import replace_bytes
 from .folder import write_json
 from .pipeline import eval_loader
-from .precision import pick_device, pick_precision, use_threads
+from .precision import own_device, pick_precision, use_threads
 from .recipe import Recipe
-from .teacher import Teacher, digest
+from .teacher import Teacher, ask, digest
 from .tensorfile import write_tensors
+from .world import ALONE, World
 
 FILE = "pseudo_labels.safetensors"
 BATCH = 64
@@ -77,7 +78,9 @@ class Pseudo:
         return text.getvalue()
 
 
-def with_unlabelled(recipe: Recipe, splits: Splits, folder: Path | None, say: Callable[[str], None]) -> Splits:
+def with_unlabelled(
+    recipe: Recipe, splits: Splits, folder: Path | None, say: Callable[[str], None], world: World = ALONE
+) -> Splits:
     """Return ``splits`` with the images of ``distill.unlabelled`` in train; unchanged where the recipe names none.
 
     The labels are those in the run's ``folder`` where it holds them, else the teacher is asked. Raises
@@ -91,10 +94,11 @@ def with_unlabelled(recipe: Recipe, splits: Splits, folder: Path | None, say: Ca
     store, notes = _usable(d.unlabelled, splits)
     key = _key(recipe, store)
     found = reread(folder, store, key) if folder is not None else None
-    if found is None:
+    if not all(world.collect(found is not None)):
         say(f"asking the teacher {d.teacher} about {len(store):,} images without labels")
-        found = _asked(recipe, splits, store, key)
+        found = _asked(recipe, splits, store, key, world)
         notes.append(_sentence(recipe, found, splits))
+    assert found is not None, "read or asked for"
     train = join(splits.train, store, found.rows, found.labels, found.soft)
     return replace(splits, train=train, pseudo=found, notes=[*splits.notes, *notes])
 
@@ -135,10 +139,10 @@ def reread(folder: Path, store: FileStore, key: str) -> Pseudo | None:
     return Pseudo(store, tensors["rows"], tensors["labels"], tensors.get("soft"), key)
 
 
-def _asked(recipe: Recipe, splits: Splits, store: FileStore, key: str) -> Pseudo:
+def _asked(recipe: Recipe, splits: Splits, store: FileStore, key: str, world: World) -> Pseudo:
     d = recipe.distill
     assert d is not None, "asked for a teacher's labels"
-    logits, readable = _ask(recipe, splits, store)
+    logits, readable = _ask(recipe, splits, store, world)
     answers = Answers(logits.softmax(1).numpy(), readable)
     rows = choose(answers, d.confidence or 0.0, d.balance)
     if not len(rows):
@@ -151,18 +155,19 @@ def _asked(recipe: Recipe, splits: Splits, store: FileStore, key: str) -> Pseudo
     return Pseudo(store, rows, answers.labels[rows], soft, key, answers)
 
 
-def _ask(recipe: Recipe, splits: Splits, store: FileStore) -> tuple[torch.Tensor, NDArray[np.bool_]]:
-    """Return logits (M, K) of all images, float32, and which could be read, bool (M,)."""
-    device, rows = pick_device(recipe.train.device), np.arange(len(store))
+def _ask(recipe: Recipe, splits: Splits, store: FileStore, world: World) -> tuple[torch.Tensor, NDArray[np.bool_]]:
+    """Return logits (M, K) of all images, float32, and which could be read, bool (M,); each process asks a part."""
+    device, rows = own_device(recipe.train.device, world), np.arange(len(store))
     precision, _ = pick_precision(recipe.train.precision, device)
     theirs, d = recipe.data.source, recipe.distill
     assert d is not None, "asked for a teacher's labels"
     teacher = Teacher.load(d, splits.classes, None, precision=precision, device=device, theirs=theirs)
     images = ImageSet(store, rows, np.zeros(len(store), dtype=np.int64), splits.classes)
+    part = (world.rank, world.size)
     with use_threads(recipe.train.threads):
-        loader = eval_loader(images, teacher.card, batch_size=BATCH, cache="none")
-        parts = [(teacher(batch.to(device)).cpu(), batch.keep) for batch in loader.epoch(0)]
-    return torch.cat([logits for logits, _ in parts]), torch.cat([keep for _, keep in parts]).numpy()
+        loader = eval_loader(images, teacher.card, batch_size=BATCH * world.size, cache="none", part=part)
+        told = ask(teacher, loader, device, world)
+    return told.logits, told.known.numpy()
 
 
 def _sentence(recipe: Recipe, found: Pseudo, splits: Splits) -> str:

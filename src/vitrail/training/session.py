@@ -7,30 +7,37 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vitrail.data.sources import Splits
-from vitrail.errors import VitrailError
 from vitrail.tasks.evaluate import Evaluation, evaluate
 from vitrail.weights import save_folder
 
 from .batches import memory_advice, out_of_memory
 from .build import build_model, build_task
-from .checkpoint import Checkpoints, Snapshot
+from .checkpoint import Checkpoints, Saved, Snapshot
 from .ema import Ema
 from .groups import sentences
 from .log import MetricsLog
-from .loop import Halt, Loop, Pace, State
+from .loop import Halt, Loop
 from .optim import Masters
 from .pipeline import eval_loader, threads, train_loader
-from .precision import dtype_of, pick_device
+from .precision import dtype_of, own_device
 from .progress import Progress
 from .recipe import Recipe
 from .schedule import schedule_of
 from .signals import Stop
+from .starving import Starving
+from .state import Pace, State
+from .world import ALONE, World
+
+if TYPE_CHECKING:
+    from .sharding import Slices
+
+Tensors = dict[str, dict[str, Tensor]]  # by kind (model, ema, optimizer, ...) and name
 
 
 @dataclass(frozen=True)
@@ -49,39 +56,66 @@ class Identity:
 class Session:
     """Builds all parts, and serves the loop with logging, evaluation and saving."""
 
-    def __init__(self, folder: Path, recipe: Recipe, splits: Splits, identity: Identity, progress: Progress) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        splits: Splits,
+        identity: Identity,
+        progress: Progress,
+        world: World = ALONE,
+    ) -> None:
         t = recipe.train
-        self.folder, self.recipe, self.splits = folder, recipe, splits
+        self.folder, self.recipe, self.splits, self.world = folder, recipe, splits, world
         self.identity, self.progress = identity, progress
-        self.device = pick_device(t.device)
+        world.require_divisor(t.batch_size)
+        self.device = own_device(t.device, world)
         self.model, self.card = build_model(recipe, splits, progress.say)
-        self.task = build_task(recipe, splits, self.card, self.device, progress.say)
+        self.task = build_task(recipe, splits, self.card, self.device, progress.say, world)
+        self.params = sum(p.numel() for p in self.model.parameters())
+        self.slices = self._slices()
         self.model.to(self.device)
-        self.shown = copy.deepcopy(self.model)  # what is evaluated and saved: float32, its weights views of the average
+        self.shown = self._second()
         dtype = dtype_of(t.precision)
         self.masters = Masters(self.model, recipe.optim, dtype)
+        self.masters.copies = 1 if self.slices is None else self.slices.layout.copies
         if recipe.optim.layer_decay is not None or recipe.optim.head_weight_decay is not None:
             progress.say("\n".join(sentences(self.masters.groups)))
         self.ema = Ema(self.masters, t.ema_decay, learned_buffers(self.model)) if t.ema_decay is not None else None
-        weights = self.ema.buffers if self.ema is not None else [w.detach() for w in self.masters.weights]
-        self.masters.attach(self.shown, weights)
+        self.masters.attach(self.shown, self._average())
         if dtype != torch.float32:
             self.model.register_forward_pre_hook(_to_type(dtype))
-        self.batches = train_loader(recipe, splits.train, self.card, self.device)
+        self.batches = train_loader(recipe, splits.train, self.card, self.device, (world.rank, world.size))
         self.val = eval_loader(splits.val, self.card, **self._reading())
         self.state = State()
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep=t.keep, warn=progress.say)
+        group = None if self.slices is None else self.slices.group
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep=t.keep, warn=progress.say, world=world, group=group)
         self.metrics: MetricsLog | None = None
+        self.starving = Starving(recipe, self.batches, progress.say)
+
+    def _slices(self) -> Slices | None:
+        if self.world.alone:
+            return None
+        from .sharding import Slices  # imports a second's worth of torch.distributed
+
+        return Slices.of(self.model, self.recipe, self.world, self.device)
+
+    def _second(self) -> nn.Module:
+        """Return what is evaluated and saved: float32, its weights views of the average, or slices of their own."""
+        if self.slices is None:
+            return copy.deepcopy(self.model)
+        from .sharding import shard
+
+        shard(self.model, self.slices.layout)  # first, so that no process holds two whole models
+        shown = build_model(self.recipe, self.splits, lambda text: None)[0].to(self.device)
+        shard(shown, self.slices.layout, evaluation=True)
+        return shown
 
     def _reading(self) -> dict[str, Any]:
         r = self.recipe
         piece = -(-r.train.batch_size // r.train.accumulation)  # what memory was found to hold
-        return {"batch_size": 2 * piece, "workers": threads(r), "cache": r.data.cache}
-
-    @property
-    def params(self) -> int:
-        """Parameters of the model."""
-        return sum(p.numel() for p in self.model.parameters())
+        part = (self.world.rank, self.world.size)
+        return {"batch_size": 2 * piece, "workers": threads(r), "cache": r.data.cache, "part": part}
 
     def loop(self) -> Loop:
         """Return the loop, at the state this session has."""
@@ -106,29 +140,33 @@ class Session:
             hooks=self,
             state=self.state,
             say=self.progress.say,
+            world=self.world,
         )
 
     def train(self) -> State:
         """Train from the present state to the end."""
         t, loop = self.recipe.train, self.loop()
-        self.metrics = MetricsLog(self.folder, from_step=self.state.step, track=t.track, warn=self.progress.say)
+        if self.world.first:
+            self.metrics = MetricsLog(self.folder, from_step=self.state.step, track=t.track, warn=self.progress.say)
         self.progress.start(loop.total, self.state.step)
         self.total = loop.total
         try:
             return loop.run()
         finally:
             self.progress.stop()
-            self.metrics.close()
+            if self.metrics is not None:
+                self.metrics.close()
             self.checkpoints.close()
 
     # What the loop asks for.
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Write one line of metrics.jsonl."""
-        assert self.metrics is not None, "log() outside train()"
-        self.metrics.write(kind, step, values)
+        if self.metrics is not None:
+            self.metrics.write(kind, step, values)
         if kind == "train":
             self.last_line = values
+            self.starving.see(step, values)
 
     def show(self, **numbers: Any) -> None:
         """Move the bar."""
@@ -144,7 +182,10 @@ class Session:
 
     def evaluate(self, epoch: int, stop: Stop) -> None:
         """Evaluate on the validation split; keep the weights if they are the best so far."""
-        found = self.measure(self.shown, _until(stop, self.val.epoch(0)))
+        self._show()
+        batches = self.val.epoch(0)
+        # one of several processes must not leave the others alone in the middle
+        found = self.measure(self.shown, _until(stop, batches) if self.world.alone else batches)
         self.log("val", self.state.step, {"epoch": epoch, **found.metrics})
         told = found.accumulator.thresholds()
         if told is not None:
@@ -178,22 +219,49 @@ class Session:
         return True
 
     def save_weights(self, name: str, extra: dict[str, Any]) -> None:
-        """Write the averaged weights (float32) as a Vitrail folder."""
-        self._share_buffers()
-        save_folder(self.folder / name, self.shown, card=self.card, classes=self.splits.classes, extra=extra)
+        """Write the averaged weights (float32) as a Vitrail folder. Raises OSError on every process if it failed."""
+        self._show()
+        whole = self.shown if self.slices is None else self.slices.whole(self.shown)
+        fault = None
+        if self.world.first:
+            try:
+                save_folder(self.folder / name, whole, card=self.card, classes=self.splits.classes, extra=extra)
+            except OSError as error:
+                fault = str(error)
+        if self.slices is not None:
+            self.slices.forget()
+        fault = self.world.share(fault)
+        if fault is not None:
+            raise OSError(fault)
 
     def measure(self, model: nn.Module, batches: Iterable[Any]) -> Evaluation:
-        """Evaluate ``model`` in float32."""
-        self._share_buffers()
+        """Evaluate ``model`` in float32, every process its part; all get the same numbers."""
         try:
-            return evaluate(self.task, model, batches, device=self.device)
+            return evaluate(self.task, model, batches, device=self.device, join=self.world.join)
         except RuntimeError as error:
             if out_of_memory(error):
                 t, (height, width) = self.recipe.train, self.card.input_size
                 raise memory_advice((t.batch_size, height, width), t.accumulation, error) from error
             raise
 
-    def _share_buffers(self) -> None:
+    def _average(self) -> list[Tensor]:
+        """Return the buffers of the weights that are shown."""
+        return self.ema.buffers if self.ema is not None else [w.detach() for w in self.masters.weights]
+
+    def best(self) -> nn.Module:
+        """Return the best weights as they lie on the disk, ready to be measured."""
+        from vitrail.weights import load_folder
+
+        best = load_folder(self.folder / "best")[0] if self.slices is None or self.world.first else None
+        if self.slices is None:
+            assert best is not None
+            return best.to(self.device)
+        self.slices.spread({} if best is None else best.state_dict(), self.shown)
+        return self.shown
+
+    def _show(self) -> None:
+        """Bring the model that is shown up to date: running statistics, and slices, which cannot be views."""
+        self.masters.show(self.shown, self._average())
         own = learned_buffers(self.model) if self.ema is None else self.ema.statistics
         for name, buffer in learned_buffers(self.shown).items():
             buffer.copy_(own[name])
@@ -206,32 +274,38 @@ class Session:
 
     def snapshot(self) -> Snapshot:
         """Copy everything a resumed run needs."""
-        kinds = {k: [t.to("cpu", copy=True) for t in buffers] for k, buffers in self._buffers().items()}
-        files = {kind: self.masters.named(buffers) for kind, buffers in kinds.items()}
-        files["optimizer"] = {n: t.to("cpu", copy=True) for n, t in self.masters.moments().items()}
-        for kind, statistics in self._statistics().items():
-            files[kind] = {n: b.detach().to("cpu", copy=True) for n, b in statistics.items()}
+        files = {
+            kind: {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+            for kind, tensors in self.tensors().items()
+        }
+        files = self.labelled(files)
         state = {"run": self.state.to_json(), "updates": self.masters.updates, "identity": self.identity.to_json()}
         return Snapshot(self.state.step, files, copy.deepcopy(state))
 
-    def _buffers(self) -> dict[str, list[Tensor]]:
-        found = {"model": [w.detach() for w in self.masters.weights]}
-        return found if self.ema is None else {**found, "ema": self.ema.buffers}
-
-    def _statistics(self) -> dict[str, dict[str, Tensor]]:
-        found = {"buffers": learned_buffers(self.model)}
+    def tensors(self) -> Tensors:
+        """Return kind -> name -> tensor of all that changes in training; views, not copies."""
+        masters = self.masters
+        found = {"model": masters.named([w.detach() for w in masters.weights]), "optimizer": masters.moments()}
+        statistics = {"buffers": learned_buffers(self.model)}
         if self.ema is not None:
-            found["ema_buffers"] = self.ema.statistics
-        return {kind: statistics for kind, statistics in found.items() if statistics}
+            found["ema"] = masters.named(self.ema.buffers)
+            statistics["ema_buffers"] = self.ema.statistics
+        return found | {kind: tensors for kind, tensors in statistics.items() if tensors}
+
+    def labelled(self, tensors: Tensors | None = None) -> Tensors:
+        """Return :meth:`tensors`, or copies of them, as checkpoints know them: slices as parts of whole tensors."""
+        tensors = self.tensors() if tensors is None else tensors
+        if self.slices is None:
+            return tensors
+        return {kind: self.slices.label(found, self.masters.shapes) for kind, found in tensors.items()}
 
     @torch.no_grad()
-    def restore(self, saved: Snapshot) -> None:
-        """Set weights, averages, optimiser and state to those of a checkpoint."""
-        for kind, buffers in self._buffers().items():
-            _fill(self.masters.named(buffers), saved.tensors[kind])
-        _fill(self.masters.moments(), saved.tensors["optimizer"])
-        for kind, statistics in self._statistics().items():
-            _fill(statistics, saved.tensors.get(kind, {}))
+    def restore(self, saved: Saved) -> None:
+        """Set weights, averages, optimiser and state to those of a checkpoint, however many processes wrote it."""
+        wanted = self.labelled()
+        for kind, tensors in self.tensors().items():
+            for name, tensor in saved.read(kind, wanted[kind]).items():
+                tensors[name].copy_(tensor)
         self.masters.set_updates(int(saved.state["updates"]))
         self.masters.write_back()
         self.state = State(**saved.state["run"])
@@ -241,15 +315,6 @@ def learned_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Return the buffers that training changes (running means); fixed tables, in no state dict, stay as built."""
     kept = model.state_dict().keys()
     return {name: buffer for name, buffer in model.named_buffers() if name in kept}
-
-
-def _fill(targets: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    for name, target in targets.items():
-        tensor = found.get(name)
-        if tensor is None or tensor.shape != target.shape:
-            got = "nothing" if tensor is None else f"shape {tuple(tensor.shape)}"
-            raise VitrailError(f"expected {name} of shape {tuple(target.shape)} in the checkpoint, got {got}")
-        target.copy_(tensor)
 
 
 def _to_type(dtype: torch.dtype) -> Any:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.classes import ClassMap
-from vitrail.data.loader import Batch
+from vitrail.data.loader import Batch, Loader
 from vitrail.data.resample import require_interpolation
 from vitrail.errors import UsageError, WeightsError
 from vitrail.models import config_to_dict
@@ -28,6 +29,7 @@ from .optim import to_type
 from .pipeline import normalization
 from .precision import dtype_of
 from .sections import Distill
+from .world import World
 
 
 def digest(source: str) -> str:
@@ -125,13 +127,41 @@ class Teacher:
         return found if self.order is None else found[:, self.order]
 
 
-class Remembered:
-    """The answers to all training images, asked once: (N, K) float32, kept on the CPU."""
+@dataclass(frozen=True)
+class Answers:
+    """The answers to N images: ``logits`` (N, K) float32 and ``known`` (N,) bool, False where none could be given."""
 
-    def __init__(self, teacher: Callable[[Batch], Tensor], batches: Iterable[Batch], device: torch.device) -> None:
-        """``batches`` are all images once, in order; those that cannot be read get an answer that nobody reads."""
-        self.answers = torch.cat([teacher(batch.to(device)).cpu() for batch in batches])
+    logits: Tensor
+    known: Tensor
+
+
+@dataclass(frozen=True)
+class _Told:
+    logits: Tensor
+    keep: Tensor
+    indices: Tensor
+
+
+def ask(teacher: Teacher, loader: Loader, device: torch.device, world: World) -> Answers:
+    """Ask about all images of ``loader``, each process about its part; all get all answers, on the CPU."""
+    count = len(loader.dataset)
+    logits, known = torch.zeros(count, len(loader.dataset.classes)), torch.zeros(count, dtype=torch.bool)
+    for batch in loader.epoch(0):
+        told = world.join(_Told(teacher(batch.to(device)).cpu(), batch.keep.cpu(), batch.indices.cpu()))
+        where = told.indices[told.keep]
+        logits[where], known[where] = told.logits[told.keep], True
+    return Answers(logits, known)
+
+
+class Remembered:
+    """A teacher whose answers to all training images are known: it is not asked again."""
+
+    def __init__(self, teacher: Callable[[Batch], Tensor], answers: Answers) -> None:
+        self.teacher, self.answers = teacher, answers
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the logits (B, K) of a batch, on its device."""
-        return self.answers[batch.indices.cpu()].to(batch.images.device)
+        indices = batch.indices.cpu()
+        if (batch.keep.cpu() & ~self.answers.known[indices]).any():  # what could not be read then can be read now
+            return self.teacher(batch)
+        return self.answers.logits[indices].to(batch.images.device)
