@@ -28,7 +28,7 @@ from .group import run_group
 
 RECIPE = {
     # attention, and batch norms with statistics of their own
-    "model": {"name": "test_coatnet", "img_size": 16, "drop_path_rate": 0.3, "options": {"drop_rate": 0.1}},
+    "model": {"name": "test_coatnet", "img_size": 16, "drop_path_rate": 0.3, "drop_rate": 0.1},
     "augment": {"crop": "resized", "mixup": 0.5, "cutmix": 1.0, "mix_prob": 0.8, "hflip": 0.5, "erasing": 0.2},
     "schedule": {"warmup_epochs": 1},
     "train": {

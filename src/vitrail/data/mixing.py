@@ -69,8 +69,7 @@ class Mix:
         """Return mixed images and targets (B, K). An image that could not be read (``keep`` False) touches no other.
 
         ``own`` (B, K) are the targets before mixing; None: the labels. Where the images are a part of a batch of
-        ``whole``, ``rows`` (B,) are their places in it, and all but the first come out as if the batch had been mixed in
-        one.
+        ``whole``, ``rows`` (B,) are their places in it, and all but the first come out as if it had been mixed in one.
         """
         rows, whole = np.arange(len(labels)) if rows is None else rows, len(labels) if whole is None else whole
         size = (images.shape[-2], images.shape[-1])
