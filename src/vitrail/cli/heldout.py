@@ -57,6 +57,7 @@ def recipe_of(model: str) -> Recipe | None:
 
 
 def same_source(one: str, other: str) -> bool:
+    """Tell whether two names of data mean the same: one path, or one built-in name."""
     """Whether two words name the same data."""
     return one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve())
 
