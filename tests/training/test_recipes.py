@@ -23,10 +23,10 @@ from vitrail.weights import Card, save_folder
 CPU = torch.device("cpu")
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
 PAPERS = [path for path in RECIPES if "imagenet" in path.read_text(encoding="utf-8").lower()]
-# what is the machine's, or only says how often something is written
+# what is the machine's, or only says how often something is written, or how many labels an image has
 OPEN = {
     "data.workers", "data.cache", "train.device", "train.threads", "train.precision", "train.eval_every",
-    "train.log_every", "distill.sha256", "model.sha256",
+    "train.log_every", "distill.sha256", "model.sha256", "data.labels", "train.loss", "train.monitor",
 }  # fmt: skip
 TINY = {
     "deit_tiny_distilled": "test_deit_distilled", "deit": "test_deit", "swin": "test_swin", "pvt_v2": "test_pvt_v2",

@@ -40,7 +40,8 @@ def rework(model: nn.Module, *, recompute: bool, compile: bool, backend: str = "
     if recompute and not can_recompute(model):
         raise UsageError(
             "train.recompute has no effect: expected a network with a list of blocks that learn, got "
-            f"{type(model).__name__} with {len(blocks)} blocks, all frozen; mend: leave it out, or raise train.accumulation"
+            f"{type(model).__name__} with {len(blocks)} blocks, all frozen; "
+            "mend: leave it out, or raise train.accumulation"
         )
     if compile:
         _allow_graphs(len(blocks))
