@@ -54,6 +54,11 @@ class Recipe(Section):
         self._require_room_for_copies()
         if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name in (".", "..")):
             raise ValueError(f"expected name as one folder name, got {self.name!r}")
+        if self.distill is not None and self.distill.unlabelled is not None and self.data.window is not None:
+            raise ValueError(
+                "data.window and distill.unlabelled exclude each other: images without labels lie in no shards; mend: "
+                "leave one of them out"
+            )
         if self.distill is not None and self.distill.cache == "on" and (causes := varied(self.augment)):
             raise ValueError(
                 f"distill.cache: on needs images that are the same in every epoch, but {causes[0]}; mend: switch that "
