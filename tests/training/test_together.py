@@ -67,6 +67,16 @@ def test_one_loss_that_is_not_finite_is_skipped_by_all(found: dict[str, Any]) ->
     assert found["poisoned"] == {"steps": [3], "images": 8, "finite": True}
 
 
+def test_a_full_disk_of_one_process_stops_all_at_the_last_good_checkpoint(found: dict[str, Any]) -> None:
+    scene = found["full"]
+    assert scene["codes"] == [1, 1]
+    for error in scene["errors"]:
+        assert "could not be written" in error
+        assert "the last good one is step-2" in error
+    assert scene["folders"] == ["step-2"]
+    assert scene["same"] == 0.0
+
+
 def test_torchrun_may_start_the_same_command_again(found: dict[str, Any]) -> None:
     scene = found["started_anew"]
     assert scene["difference"] == 0.0

@@ -196,6 +196,29 @@ def poisoned(runs: Runs) -> dict[str, Any]:
     return {"steps": [line["step"] for line in skipped], "images": len(skipped[0]["images"]), "finite": finite}
 
 
+def full(runs: Runs) -> dict[str, Any]:
+    """The disk of one process of two is full after step 2; both say so, and nothing half-written stays."""
+
+    def action() -> Any:
+        import resource
+
+        taken = loop.Loop._one_step
+
+        def limited(self: loop.Loop, batch: Any, kept: int) -> None:
+            if self.world.rank == 1 and self.state.step == 3:
+                self.hooks.last_good()  # what is being written may end
+                resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+            taken(self, batch, kept)
+
+        loop.Loop._one_step = limited  # type: ignore[method-assign]
+        runs.begin("full", {"train.parallel": "fsdp"})()
+
+    ended = run_group(action, 2)
+    folders = sorted(p.name for p in (runs.folder("full") / "checkpoints").iterdir())
+    fine(run_group(runs.go_on("full"), 2))
+    return {"codes": ended.codes, "errors": ended.errors, "folders": folders, "same": runs.difference("sliced", "full")}
+
+
 def started_anew(runs: Runs) -> dict[str, Any]:
     """torchrun starts the same command again after a crash: the run goes on instead of asking for another name."""
     os.environ["TORCHELASTIC_RUN_ID"] = "launch"
@@ -221,7 +244,7 @@ def refused(runs: Runs) -> dict[str, Any]:
     return {name: run_group(runs.begin(f"no-{name}", changes), 2).errors[0] for name, changes in cases.items()}
 
 
-SCENES = (ways, statistics, other_sizes, told_to_stop, lost, poisoned, started_anew, refused)
+SCENES = (ways, statistics, other_sizes, told_to_stop, lost, poisoned, full, started_anew, refused)
 
 
 def main(data: str, work: Path) -> None:

@@ -153,7 +153,7 @@ class Checkpoints:
         except OSError as error:
             own = {"fault": str(error)}
         found = exchange(own, self.world.size, self.group, self.world)
-        faults = [f"process {rank}: {part['fault']}" for rank, part in enumerate(found) if "fault" in part]
+        faults = dict.fromkeys(part["fault"] for part in found if "fault" in part)  # all may know of the same one
         if faults:
             raise OSError("; ".join(faults))
         return [part["result"] for part in found]

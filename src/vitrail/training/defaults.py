@@ -18,6 +18,7 @@ from vitrail.data.decode import BrokenImage
 from vitrail.data.imageset import ImageSet
 from vitrail.data.memory import available_bytes
 from vitrail.errors import DataError, UsageError
+from vitrail.models import config_of
 
 from .augmenting import Augment
 from .habits import ALL_OPTIONS, HABITS, usual_decay, usual_rate
@@ -25,6 +26,7 @@ from .precision import pick_precision
 from .recipe import Recipe, merge, nested, varied
 from .schedule import ENDLESS
 from .sections import Distill
+from .start import adopt, digest, folder_of, source_of
 
 # width up to which one thread is as good as two: on a busy machine pico's fastest step took 197 ms and 200 ms
 NARROW = 64
@@ -39,6 +41,7 @@ class Facts:
     width: int
     count: int
     classes: int
+    multi_label: bool = False
 
     @property
     def side(self) -> int:
@@ -133,7 +136,7 @@ def measure(images: ImageSet) -> Facts:
             "mend: `vitrail data check` names what is wrong with each"
         )
     height, width = np.median(np.array(shapes), axis=0)
-    return Facts(int(height), int(width), len(images), len(images.classes))
+    return Facts(int(height), int(width), len(images), len(images.classes), images.multi_label)
 
 
 def resolve(recipe: Recipe, facts: Facts, device: torch.device, *, has_val: bool) -> tuple[Recipe, list[Decision]]:
@@ -144,13 +147,14 @@ def resolve(recipe: Recipe, facts: Facts, device: torch.device, *, has_val: bool
     """
     if has_val and isinstance(recipe.data.val_fraction, float):
         raise UsageError("data.val_fraction has no effect: the data have a validation split of their own; leave it out")
-    made: list[Decision] = []
+    recipe, made = _start(recipe)
     given = recipe.flat()
 
     def settle(key: str, value: Any, reason: str) -> None:
-        if given.get(key) == "auto":
+        if given.get(key) == "auto" and key not in {d.key for d in made}:
             made.append(Decision(key, value, reason))
 
+    _labels(recipe, facts, settle)
     _model(recipe, facts, device, settle)
     _augmentation(recipe, facts, _length(recipe, facts, device, settle), settle)
     _machine(recipe, facts, device, settle, has_val)
@@ -165,39 +169,63 @@ def resolve(recipe: Recipe, facts: Facts, device: torch.device, *, has_val: bool
     return settled, made
 
 
+def _labels(recipe: Recipe, facts: Facts, settle: Any) -> None:
+    """Settle what depends on whether an image has one label or several."""
+    task = "multilabel" if facts.multi_label else "classify"
+    reason = "several labels an image" if facts.multi_label else "one label an image"
+    if recipe.task not in ("auto", task):
+        raise UsageError(f"expected task {task}, because the data have {reason}, got {recipe.task}; mend: leave it out")
+    settle("task", task, reason)
+    settle("data.labels", "multi" if facts.multi_label else "single", "as the data have it")
+    settle("train.loss", "bce" if facts.multi_label else "ce", reason)
+    settle("train.monitor", "map" if facts.multi_label else "top1", "chooses the best weights")
+    smoothing = (0.0, "scores stay probabilities") if facts.multi_label else (0.1, "DeiT's value")
+    settle("train.label_smoothing", *smoothing)
+
+
 def preset_for(facts: Facts) -> Preset:
     """Return the preset for images of this size."""
     return next(p for p in PRESETS if facts.side <= p.side)
 
 
 def _pretrained(recipe: Recipe) -> bool:
-    return bool(recipe.model.pretrained) or recipe.model.name.startswith("hf-hub:")
+    return source_of(recipe.model) is not None
+
+
+def _start(recipe: Recipe) -> tuple[Recipe, list[Decision]]:
+    """Name the network that the weights are of, where the recipe leaves that to them, and the weights themselves."""
+    chosen: dict[str, tuple[Any, str]] = {}
+    if recipe.model.pretrained and recipe.model.name == "auto":
+        found = adopt(recipe.model)
+        chosen = {key: (value, f"what {recipe.model.pretrained} holds") for key, value in found.items()}
+        recipe = Recipe.check(merge(recipe.model_dump(mode="json"), {"model": found}))
+    source = source_of(recipe.model)
+    if recipe.model.head == "auto":
+        chosen["head"] = (
+            None if source is None else "keep",
+            "rows of the pretrained head whose class the data name too",
+        )
+    if recipe.model.sha256 == "auto":
+        chosen["sha256"] = (None if source is None else digest(source), "which weights they are")
+    made = [Decision(f"model.{key}", value, reason) for key, (value, reason) in chosen.items() if value != {}]
+    return recipe, made
 
 
 def _model(recipe: Recipe, facts: Facts, device: torch.device, settle: Any) -> None:
     preset, typical = preset_for(facts), f"images of {facts.height} x {facts.width}"
-    if recipe.model.pretrained and recipe.model.name == "auto":
-        raise UsageError("expected model.name with model.pretrained: which network are the weights for?")
     name = preset.model if device.type == "cpu" else preset.gpu_model
     settle("model.name", name, f"{typical}, trained on a {device.type}")
     if recipe.model.name in ("auto",):
         side = max(preset.patch, min(preset.largest, facts.side // preset.patch * preset.patch))
         settle("model.img_size", side, f"{typical} in patches of {preset.patch}")
     else:
-        settle("model.img_size", list(_own_size(recipe)), f"the size {recipe.model.name} is made for")
+        folder = folder_of(recipe.model) if recipe.model.img_size == "auto" else None
+        size = config_of(recipe.model.name).img_size if folder is None else folder.card.input_size
+        maker = recipe.model.name if folder is None else source_of(recipe.model)
+        settle("model.img_size", list(size), f"the size {maker} is made for")
+    if recipe.model.freeze != "none":
+        settle("model.drop_path_rate", 0.0, "the backbone runs as in evaluation")
     settle("model.drop_path_rate", preset.drop_path, preset.basis)
-
-
-def _own_size(recipe: Recipe) -> tuple[int, int]:
-    from vitrail.models import config_of
-
-    if recipe.model.name.startswith("hf-hub:"):
-        from vitrail.weights import open_folder
-
-        size: tuple[int, int] = open_folder(recipe.model.name).config.img_size
-    else:
-        size = config_of(recipe.model.name).img_size
-    return size
 
 
 def _augmentation(recipe: Recipe, facts: Facts, epochs: int, settle: Any) -> None:
@@ -236,10 +264,10 @@ def _length(recipe: Recipe, facts: Facts, device: torch.device, settle: Any) -> 
     seen *= 1 if device.type == "cpu" else 5
     epochs: int = _or(recipe.train.epochs, min(most, max(least, round(seen / facts.count))))
     settle("train.epochs", epochs, f"about {epochs * facts.count:,} images seen")
-    name, base = ("adamw", 1e-4) if tuned else (preset.optimizer, preset.lr)
+    few = recipe.model.lora is not None or recipe.model.freeze != "none"  # fresh weights alone stand a higher rate
+    name, base = ("adamw", 1e-3 if few else 1e-4) if tuned else (preset.optimizer, preset.lr)
     settle("optim.name", name, "fine-tuning" if tuned else preset.basis)
     lr = _optimizer(recipe, _or(recipe.optim.name, name), base, batch, settle)
-    settle("train.label_smoothing", 0.1, "DeiT's value")
     _schedule(recipe, lr, epochs, settle)
     updates = max(1, facts.count // batch) * epochs
     decay = round(min(0.9998, max(0.9, 1 - 20 / updates)), 5)
@@ -312,8 +340,6 @@ def _teacher(recipe: Recipe, given: Distill, chosen: Mapping[str, Any], facts: F
 
 
 def _width(recipe: Recipe, facts: Facts) -> int:
-    from vitrail.models import config_of
-
     name = preset_for(facts).model if recipe.model.name == "auto" else recipe.model.name
     own = None if name.startswith("hf-hub:") else getattr(config_of(name), "embed_dim", None)
     return int(recipe.model.options.get("embed_dim", own or NARROW + 1))  # a pyramid without one width is wide
@@ -325,5 +351,5 @@ def sentences(made: list[Decision]) -> list[str]:
     for d in made:
         section, _, key = d.key.partition(".")
         if d.value is not None:
-            groups.setdefault((section, d.reason), []).append(f"{key} {d.value}")
+            groups.setdefault((section, d.reason), []).append(f"{key} {d.value}".strip())
     return [f"{section}: {', '.join(values)} ({reason})" for (section, reason), values in groups.items()]
