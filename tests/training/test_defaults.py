@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vitrail.data.sources import open_dataset
 from vitrail.errors import UsageError
@@ -78,19 +79,25 @@ def test_mixing_is_consistent() -> None:
     assert asked.cutmix > 0
 
 
-def test_fine_tuning_is_shorter_and_slower() -> None:
-    facts = Facts(300, 300, 2000, 10)
+def test_fine_tuning_is_shorter_and_slower(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
+    facts, weights = Facts(300, 300, 2000, 10), str(tmp_path / "model.safetensors")
     scratch = settle(facts, **{"model.name": "vit_tiny_patch16_224"})
-    tuned = settle(facts, **{"model.name": "vit_tiny_patch16_224", "model.pretrained": "some/folder"})
+    tuned = settle(facts, **{"model.name": "vit_tiny_patch16_224", "model.pretrained": weights})
     assert tuned.train.epochs < scratch.train.epochs
     assert tuned.optim.lr < scratch.optim.lr
+    for few in ({"model.lora": {}}, {"model.freeze": "backbone"}):
+        given = {"model.name": "vit_tiny_patch16_224", "model.pretrained": weights, **few}
+        assert settle(facts, **given).optim.lr == pytest.approx(10 * tuned.optim.lr)
     with pytest.raises(UsageError, match=r"expected model\.name with model\.pretrained"):
-        settle(facts, **{"model.pretrained": "some/folder"})
+        settle(facts, **{"model.pretrained": weights})
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "sgd", "lion", "adafactor"])
-@pytest.mark.parametrize("pretrained", [None, "some/folder"])
-def test_every_optimizer_gets_values_of_its_own(name: str, pretrained: str | None) -> None:
+@pytest.mark.parametrize("tuned", [False, True])
+def test_every_optimizer_gets_values_of_its_own(name: str, tuned: bool, tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
+    pretrained = str(tmp_path / "model.safetensors") if tuned else None
     given = {"optim.name": name, "model.pretrained": pretrained, "model.name": "test_vit"}
     recipe, made = resolve(Recipe.load({}, given, {}), Facts(32, 32, 1000, 10), CPU, has_val=False)
     o, same = recipe.optim, settle(Facts(32, 32, 1000, 10), **{**given, "optim.name": "adamw"}).optim

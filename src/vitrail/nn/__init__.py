@@ -3,8 +3,10 @@
 from .attention import Attention, attend
 from .cache import KVCache
 from .feedforward import ConvFeedForward, FeedForward
+from .freeze import freeze_backbone
 from .fused import Linear
 from .init import initialise
+from .lora import LoraLinear, add_lora, merge_lora
 from .norms import LayerNorm2d
 from .patches import OverlapPatchEmbed, PatchEmbed, PatchMerging, SquareEmbed, project_squares
 from .positions import resize_positions, sincos_1d, sincos_2d
@@ -24,6 +26,7 @@ __all__ = [
     "LayerNorm2d",
     "LayerScale",
     "Linear",
+    "LoraLinear",
     "OverlapPatchEmbed",
     "PatchEmbed",
     "PatchMerging",
@@ -34,10 +37,13 @@ __all__ = [
     "StridedReduction",
     "WindowAttention",
     "Windows",
+    "add_lora",
     "as_map",
     "attend",
     "drop_path_rates",
+    "freeze_backbone",
     "initialise",
+    "merge_lora",
     "prepend",
     "project_squares",
     "resize_positions",

@@ -11,7 +11,8 @@ from __future__ import annotations
 import types
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
@@ -28,6 +29,9 @@ def freeze_backbone(model: nn.Module, *, but: Sequence[str] = ()) -> list[str]:
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not any(name.startswith("head") for name in trained):
         raise ValueError(f"expected a model with a head to train, got {type(model).__name__} without")
+    for path in but:
+        if isinstance(part := model.get_submodule(path), nn.GroupNorm):
+            part.register_forward_pre_hook(_ask_for_gradient)
     model._kept_in_train = tuple(but)  # type: ignore[assignment]
     # a bound method is copied with the model it is bound to, so that copies keep their frozen parts still too
     model.train = types.MethodType(_train, model)  # type: ignore[method-assign]
@@ -39,6 +43,16 @@ def last_norm(model: nn.Module) -> str | None:
     """Return the path of the last norm before the head, or None if there is none."""
     paths = [path for path, part in model.named_modules() if isinstance(part, NORMS) and not path.startswith("head")]
     return paths[-1] if paths else None
+
+
+def _ask_for_gradient(norm: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Let a gradient flow into what comes from frozen parts.
+
+    torch 2.13's backward pass of a group norm reads memory it was not given (a segmentation fault) if its input is
+    channels-last, on a CPU, and asks for none.
+    """
+    x = given[0]
+    return given if x.requires_grad or not torch.is_grad_enabled() else (x.detach().requires_grad_(), *given[1:])
 
 
 def _within(name: str, but: Sequence[str]) -> bool:

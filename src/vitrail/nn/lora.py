@@ -1,7 +1,7 @@
 """LoRA: a frozen linear layer plus a trained product of two thin matrices.
 
-Source: Hu et al. 2022, arXiv 2106.09685, section 4.1: W x + (α / r) B A x, A random, B zero, so that the first output is
-the frozen layer's. The sum is a weight like any other: merged, the network is the plain one again and costs the same.
+Source: Hu et al. 2022, arXiv 2106.09685, section 4.1: W x + (α / r) B A x, A random, B zero, so that at first nothing
+is changed. The sum is a weight like any other: merged, the network is the plain one again and costs the same.
 
 A fused projection of q, k and v is three layers in one: each gets an A and a B of its own.
 
@@ -26,8 +26,8 @@ ATTENTION = ("qkv",)
 class LoraLinear(nn.Linear):
     """A linear layer (..., C) -> (..., C') with its weight frozen, and what is added to it.
 
-    ``weight`` and ``bias`` keep their names; ``lora_a`` (P · r, C) and ``lora_b`` (C', r) are new. Rows of part p of the
-    output are added ``scale · lora_b[rows] @ lora_a[p · r : (p + 1) · r]``.
+    ``weight`` and ``bias`` keep their names; ``lora_a`` (P · r, C) and ``lora_b`` (C', r) are new. To the rows of part
+    p of the output are added ``scale · lora_b[rows] @ lora_a[p · r : (p + 1) · r]``.
 
     Args:
         layer: the layer it takes the place of; weight and bias are shared with it, not copied.
@@ -44,9 +44,8 @@ class LoraLinear(nn.Linear):
             raise ValueError(f"expected a number of parts that divides {layer.out_features}, got {parts}")
         self.weight, self.bias = layer.weight, layer.bias
         self.rank, self.scale, self.parts = rank, alpha / rank, parts
-        own = {"dtype": layer.weight.dtype, "device": layer.weight.device}
-        self.lora_a = nn.Parameter(torch.empty(parts * rank, layer.in_features, **own))
-        self.lora_b = nn.Parameter(torch.zeros(layer.out_features, rank, **own))
+        self.lora_a = nn.Parameter(layer.weight.new_empty(parts * rank, layer.in_features))
+        self.lora_b = nn.Parameter(layer.weight.new_zeros(layer.out_features, rank))
         nn.init.normal_(self.lora_a, std=layer.in_features**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,21 +54,24 @@ class LoraLinear(nn.Linear):
         if self.parts == 1:
             added = F.linear(thin, self.lora_b)
         else:
-            thin = thin.unflatten(-1, (self.parts, self.rank))
-            added = torch.einsum("...pr,por->...po", thin, self.lora_b.unflatten(0, (self.parts, -1))).flatten(-2)
+            thin = thin.reshape(*x.shape[:-1], self.parts, self.rank)
+            added = torch.einsum("...pr,por->...po", thin, self._by_part(self.lora_b)).flatten(-2)
         return F.linear(x, self.weight, self.bias) + self.scale * added
 
     @torch.no_grad()
     def merged(self) -> Linear:
         """Return a plain layer of the same outputs, with tensors of its own; the sum is formed in float64."""
         plain = Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        a = self.lora_a.double().unflatten(0, (self.parts, self.rank))
-        b = self.lora_b.double().unflatten(0, (self.parts, -1))
-        total = self.weight.double() + self.scale * torch.bmm(b, a).flatten(0, 1)
+        product = torch.bmm(self._by_part(self.lora_b).double(), self._by_part(self.lora_a).double())
+        total = self.weight.double() + self.scale * product.flatten(0, 1)
         plain.weight = nn.Parameter(total.to(self.weight.dtype))
         if self.bias is not None:
             plain.bias = nn.Parameter(self.bias.clone())
         return plain.train(self.training)
+
+    def _by_part(self, thin: Tensor) -> Tensor:
+        """(P · rows, columns) -> (P, rows, columns)."""
+        return thin.reshape(self.parts, -1, thin.shape[1])
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}, scale={self.scale:g}, parts={self.parts}"

@@ -11,16 +11,20 @@ from torch import nn
 
 from vitrail.data.sources import Splits
 from vitrail.errors import UsageError
-from vitrail.models import create_model
+from vitrail.models import build, config_of, configure
 from vitrail.nn.attention import Attention
+from vitrail.nn.freeze import freeze_backbone, last_norm
+from vitrail.nn.lora import add_lora
 from vitrail.tasks import Task, create_task
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.distil import Distil
-from vitrail.weights import Card, card_for, load_folder, load_pretrained
+from vitrail.weights import Card, HeadSwap, card_for, load_weights, open_folder
 
 from .pipeline import eval_loader, threads
 from .precision import use_threads
 from .recipe import Recipe
+from .sections import HUB_PREFIX, Model
+from .start import require_start, source_of
 from .teacher import Remembered, Teacher, ask
 from .world import ALONE, World
 
@@ -30,24 +34,51 @@ def build_model(recipe: Recipe, splits: Splits, say: Callable[[str], None]) -> t
     m = recipe.model
     size = m.img_size if isinstance(m.img_size, tuple) else (m.img_size, m.img_size)
     own = {"num_classes": len(splits.classes), "img_size": size, "drop_path_rate": m.drop_path_rate, **m.options}
+    source = source_of(m)
+    require_start(m)
     own |= {} if m.drop_rate is None else {"drop_rate": m.drop_rate}
     torch.manual_seed(recipe.train.seed)
-    if m.name.startswith("hf-hub:"):
-        model, card, _ = load_folder(m.name, **own)
-    else:
-        model, card = create_model(m.name, **own), Card(name=m.name, crop_pct=_crop_pct(recipe))
-    if m.pretrained:
-        report = load_pretrained(model, m.name, m.pretrained, new_head=True)
+    config = open_folder(m.name).config if m.name.startswith(HUB_PREFIX) else config_of(m.name)
+    model, card = build(configure(config, own)), Card(name=m.name, crop_pct=_crop_pct(recipe))
+    if source is not None:
+        assert m.head in ("keep", "match", "new"), "a resolved recipe says what becomes of the head"
+        report = load_weights(model, source, head=HeadSwap(splits.classes, m.head))
         say(f"pretrained: {report}")
         card = report.card or card_for(m.name)
     if m.attn_drop_rate:
         _drop_attention(model, m.attn_drop_rate)
     if recipe.data.crop_pct is not None:
         card = replace(card, crop_pct=recipe.data.crop_pct)
+    _choose_what_learns(model, m, say)
     origin = f"trained by Vitrail on {Path(recipe.data.source).name}" + (
-        f", starting from {m.pretrained if m.pretrained else m.name}" if card.origin or m.pretrained else ""
+        f", starting from {m.pretrained if m.pretrained else m.name}" if source is not None else ""
     )
     return model, replace(card, name=m.name, input_size=model.config.img_size, crop_mode="center", origin=origin)
+
+
+def _choose_what_learns(model: nn.Module, m: Model, say: Callable[[str], None]) -> None:
+    """Add adapters or freeze as the recipe says, and say how much is trained."""
+    try:
+        if m.lora is not None:
+            made = add_lora(model, rank=m.lora.rank, alpha=m.lora.alpha, layers=m.lora.layers)
+            fused = " (q, k and v have one each)" if any(adapter.parts > 1 for adapter in made.values()) else ""
+            words = f"lora: adapters of rank {m.lora.rank} on {len(made)} layers, {', '.join(m.lora.layers)}{fused}"
+        elif m.freeze == "backbone":
+            freeze_backbone(model)
+            words = "freeze: only the head learns"
+        elif m.freeze == "fixres":
+            norm = last_norm(model)
+            if norm is None:
+                raise ValueError("expected a network with norms, got one without")
+            freeze_backbone(model, but=[norm])
+            words = f"freeze: the head and the last norm, {norm}, learn"
+        else:
+            return
+    except ValueError as error:
+        raise UsageError(f"model.{'lora' if m.lora else 'freeze'}: {error}") from None
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trained, total = sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes)
+    say(f"{words}; {trained:,} of {total:,} parameters are trained ({trained / total:.1%})")
 
 
 def _drop_attention(model: nn.Module, rate: float) -> None:

@@ -18,6 +18,7 @@ from vitrail.data.decode import BrokenImage
 from vitrail.data.imageset import ImageSet
 from vitrail.data.memory import available_bytes
 from vitrail.errors import DataError, UsageError
+from vitrail.models import config_of
 
 from .augmenting import Augment
 from .habits import ALL_OPTIONS, HABITS, usual_decay, usual_rate
@@ -25,6 +26,7 @@ from .precision import pick_precision
 from .recipe import Recipe, merge, nested, varied
 from .schedule import ENDLESS
 from .sections import Distill
+from .start import adopt, digest, folder_of, source_of
 
 # width up to which one thread is as good as two: on a busy machine pico's fastest step took 197 ms and 200 ms
 NARROW = 64
@@ -144,11 +146,11 @@ def resolve(recipe: Recipe, facts: Facts, device: torch.device, *, has_val: bool
     """
     if has_val and isinstance(recipe.data.val_fraction, float):
         raise UsageError("data.val_fraction has no effect: the data have a validation split of their own; leave it out")
-    made: list[Decision] = []
+    recipe, made = _start(recipe)
     given = recipe.flat()
 
     def settle(key: str, value: Any, reason: str) -> None:
-        if given.get(key) == "auto":
+        if given.get(key) == "auto" and key not in {d.key for d in made}:
             made.append(Decision(key, value, reason))
 
     _model(recipe, facts, device, settle)
@@ -171,33 +173,43 @@ def preset_for(facts: Facts) -> Preset:
 
 
 def _pretrained(recipe: Recipe) -> bool:
-    return bool(recipe.model.pretrained) or recipe.model.name.startswith("hf-hub:")
+    return source_of(recipe.model) is not None
+
+
+def _start(recipe: Recipe) -> tuple[Recipe, list[Decision]]:
+    """Name the network that the weights are of, where the recipe leaves that to them, and the weights themselves."""
+    chosen: dict[str, tuple[Any, str]] = {}
+    if recipe.model.pretrained and recipe.model.name == "auto":
+        found = adopt(recipe.model)
+        chosen = {key: (value, f"what {recipe.model.pretrained} holds") for key, value in found.items()}
+        recipe = Recipe.check(merge(recipe.model_dump(mode="json"), {"model": found}))
+    source = source_of(recipe.model)
+    if recipe.model.head == "auto":
+        chosen["head"] = (
+            None if source is None else "keep",
+            "rows of the pretrained head whose class the data name too",
+        )
+    if recipe.model.sha256 == "auto":
+        chosen["sha256"] = (None if source is None else digest(source), "which weights they are")
+    made = [Decision(f"model.{key}", value, reason) for key, (value, reason) in chosen.items() if value != {}]
+    return recipe, made
 
 
 def _model(recipe: Recipe, facts: Facts, device: torch.device, settle: Any) -> None:
     preset, typical = preset_for(facts), f"images of {facts.height} x {facts.width}"
-    if recipe.model.pretrained and recipe.model.name == "auto":
-        raise UsageError("expected model.name with model.pretrained: which network are the weights for?")
     name = preset.model if device.type == "cpu" else preset.gpu_model
     settle("model.name", name, f"{typical}, trained on a {device.type}")
     if recipe.model.name in ("auto",):
         side = max(preset.patch, min(preset.largest, facts.side // preset.patch * preset.patch))
         settle("model.img_size", side, f"{typical} in patches of {preset.patch}")
     else:
-        settle("model.img_size", list(_own_size(recipe)), f"the size {recipe.model.name} is made for")
+        folder = folder_of(recipe.model) if recipe.model.img_size == "auto" else None
+        size = config_of(recipe.model.name).img_size if folder is None else folder.card.input_size
+        maker = recipe.model.name if folder is None else source_of(recipe.model)
+        settle("model.img_size", list(size), f"the size {maker} is made for")
+    if recipe.model.freeze != "none":
+        settle("model.drop_path_rate", 0.0, "the backbone runs as in evaluation")
     settle("model.drop_path_rate", preset.drop_path, preset.basis)
-
-
-def _own_size(recipe: Recipe) -> tuple[int, int]:
-    from vitrail.models import config_of
-
-    if recipe.model.name.startswith("hf-hub:"):
-        from vitrail.weights import open_folder
-
-        size: tuple[int, int] = open_folder(recipe.model.name).config.img_size
-    else:
-        size = config_of(recipe.model.name).img_size
-    return size
 
 
 def _augmentation(recipe: Recipe, facts: Facts, epochs: int, settle: Any) -> None:
@@ -236,7 +248,8 @@ def _length(recipe: Recipe, facts: Facts, device: torch.device, settle: Any) -> 
     seen *= 1 if device.type == "cpu" else 5
     epochs: int = _or(recipe.train.epochs, min(most, max(least, round(seen / facts.count))))
     settle("train.epochs", epochs, f"about {epochs * facts.count:,} images seen")
-    name, base = ("adamw", 1e-4) if tuned else (preset.optimizer, preset.lr)
+    few = recipe.model.lora is not None or recipe.model.freeze != "none"  # fresh weights alone stand a higher rate
+    name, base = ("adamw", 1e-3 if few else 1e-4) if tuned else (preset.optimizer, preset.lr)
     settle("optim.name", name, "fine-tuning" if tuned else preset.basis)
     lr = _optimizer(recipe, _or(recipe.optim.name, name), base, batch, settle)
     settle("train.label_smoothing", 0.1, "DeiT's value")
@@ -312,8 +325,6 @@ def _teacher(recipe: Recipe, given: Distill, chosen: Mapping[str, Any], facts: F
 
 
 def _width(recipe: Recipe, facts: Facts) -> int:
-    from vitrail.models import config_of
-
     name = preset_for(facts).model if recipe.model.name == "auto" else recipe.model.name
     own = None if name.startswith("hf-hub:") else getattr(config_of(name), "embed_dim", None)
     return int(recipe.model.options.get("embed_dim", own or NARROW + 1))  # a pyramid without one width is wide

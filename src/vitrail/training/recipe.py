@@ -54,6 +54,13 @@ class Recipe(Section):
         self._require_room_for_copies()
         if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name in (".", "..")):
             raise ValueError(f"expected name as one folder name, got {self.name!r}")
+        if self.model.freeze == "backbone" and self.optim.layer_decay is not None:
+            raise ValueError("optim.layer_decay has no effect with model.freeze: backbone; mend: leave it out")
+        if self.model.freeze != "none" and self.optim.name == "muon":
+            raise ValueError(
+                f"optim.name: muon has no effect with model.freeze: {self.model.freeze}: it moves the matrices of the "
+                "blocks, which are frozen; mend: optim.name: adamw"
+            )
         if self.distill is not None and self.distill.cache == "on" and (causes := varied(self.augment)):
             raise ValueError(
                 f"distill.cache: on needs images that are the same in every epoch, but {causes[0]}; mend: switch that "

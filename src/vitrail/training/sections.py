@@ -19,6 +19,7 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Size = Positive | tuple[Positive, Positive]
+HUB_PREFIX = "hf-hub:"
 
 
 class Section(BaseModel):
@@ -27,15 +28,35 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, coerce_numbers_to_str=True)
 
 
-class Model(Section):
-    """Which network."""
+class Lora(Section):
+    """Adapters beside frozen weights; Hu et al. 2022, arXiv 2106.09685."""
 
-    name: str = Field("auto", description="a name of `vitrail models`, or auto: chosen by the size of the images")
+    rank: Positive = Field(8, description="of each adapter; q, k and v of a fused layer have one each")
+    alpha: Rate = Field(16.0, description="what an adapter adds counts alpha / rank")
+    layers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        ("qkv",), description="names of linear layers in the blocks: qkv, proj, fc1, fc2"
+    )
+
+
+class Model(Section):
+    """Which network, where its weights come from, and what of it learns."""
+
+    name: str = Field("auto", description="a name of `vitrail models`, or auto: by the weights, or by the images' size")
     img_size: Size | Auto = Field("auto", description="pixels: one number, or [height, width]")
     drop_path_rate: Share | Auto = Field("auto", description="stochastic depth of the last block")
     drop_rate: Decay | None = Field(None, description="dropout; null: what the model has, usually none")
     attn_drop_rate: Decay = Field(0.0, description="dropout of the attention weights")
     pretrained: str | bool | None = Field(None, description="path, folder, hf-hub:org/name; true: the default origin")
+    sha256: str | Auto | None = Field(
+        "auto", description="of the pretrained weights; a run fills it in, and then takes no others"
+    )
+    head: Literal["auto", "keep", "match", "new"] | None = Field(
+        "auto", description="keep: the pretrained head's rows of classes the data name too; match: or fail if none is"
+    )
+    freeze: Literal["none", "backbone", "fixres"] = Field(
+        "none", description="backbone: only the head learns; fixres: the head and the last norm"
+    )
+    lora: Lora | None = Field(None, description="adapters on frozen weights, and the head, learn; null: none")
     options: dict[str, Any] = Field(default_factory=dict, description="other fields of the model's config")
 
     @model_validator(mode="after")
@@ -47,6 +68,31 @@ class Model(Section):
             raise ValueError("num_classes comes from the data; leave it out of model.options")
         if self.pretrained is False:
             self.pretrained = None
+        return self
+
+    @model_validator(mode="after")
+    def _no_idle_option(self) -> Model:
+        named = self.name.startswith(HUB_PREFIX)
+        if named and self.pretrained:
+            raise ValueError(f"pretrained has no effect with name: {self.name}, which names the weights too")
+        if self.lora is not None and self.freeze != "none":
+            raise ValueError(f"expected lora or freeze: {self.freeze}, got both; mend: lora freezes the rest by itself")
+        learns = "lora" if self.lora is not None else f"freeze: {self.freeze}" if self.freeze != "none" else ""
+        if not named and not self.pretrained:
+            if learns:
+                raise ValueError(
+                    f"{learns} needs pretrained weights: little can be learned from frozen random features; "
+                    "mend: model.pretrained, or train the whole network"
+                )
+            if self.head not in ("auto", None):
+                raise ValueError(f"head: {self.head} has no effect without pretrained weights; mend: leave it out")
+            if self.sha256 not in ("auto", None):
+                raise ValueError("sha256 has no effect without pretrained weights; mend: leave it out")
+        for key in ("drop_path_rate", "attn_drop_rate"):
+            if self.freeze != "none" and getattr(self, key) not in ("auto", 0):
+                raise ValueError(
+                    f"{key} has no effect with freeze: {self.freeze}, which runs the backbone as in evaluation"
+                )
         return self
 
 

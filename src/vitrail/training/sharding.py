@@ -79,6 +79,11 @@ def require_shardable(model: nn.Module, optimizer: str) -> None:
             f"expected a model of blocks without batch norms to cut into slices, got {type(model).__name__}; "
             "mend: --set train.parallel=ddp (such models are small)"
         )
+    if not all(p.requires_grad for p in model.parameters()):
+        raise UsageError(
+            "train.parallel=fsdp has not been tried with frozen weights (model.lora, model.freeze); "
+            "mend: --set train.parallel=ddp (frozen weights have no gradient and no moments, so copies take less)"
+        )
     if optimizer in ("muon", "adafactor"):
         raise UsageError(
             f"{optimizer} needs whole matrices, and train.parallel=fsdp leaves slices of them; "

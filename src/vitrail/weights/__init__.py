@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from .cards import Card, card_for, cards
+from .fit import HeadSwap
 from .folder import Folder, load_folder, load_model, open_folder, save_folder
 from .load import LoadReport, export_weights, load_pretrained, load_weights
 
 __all__ = [
     "Card",
     "Folder",
+    "HeadSwap",
     "LoadReport",
     "card_for",
     "cards",

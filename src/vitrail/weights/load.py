@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError, WeightsError, did_you_mean
+from vitrail.nn.lora import merged
 from vitrail.nn.pyramid import Dropped, FeaturePyramid
 
 from . import convert, fit
@@ -60,7 +61,13 @@ class LoadReport:
         return "; ".join([*parts, *self.notes])
 
 
-def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor], *, new_head: bool = False) -> LoadReport:
+def load_weights(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    new_head: bool = False,
+    head: fit.HeadSwap | None = None,
+) -> LoadReport:
     """Load weights into ``model``, in place, and report.
 
     Args:
@@ -70,13 +77,16 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor], *,
             restricted child process reads.
         new_head: whether a classifier of another class count (or none) in the file leaves the model's fresh one as
             it is; otherwise that is an error that prints the fix.
+        head: the classes the model is for, and what to keep of a classifier of others; then ``new_head`` is implied.
 
     Raises:
         WeightsError: a source that does not exist, cannot be read safely, or does not fit: the message names the first
             tensors at fault. The model is then unchanged.
     """
     if not isinstance(model, FeaturePyramid):
-        return _load(model, read_source(source), new_head=new_head)
+        return _load(model, read_source(source), new_head=new_head, head=head)
+    if head is not None:
+        raise UsageError("head has no effect on a feature pyramid, which has no classifier")
     report = _load(model.backbone, read_source(source), new_head=new_head)
     if model.pyramid is None:
         return report
@@ -88,8 +98,8 @@ def load_into(model: nn.Module, folder: Folder, *, new_head: bool) -> LoadReport
     return _load(model, from_folder(folder, str(folder.path)), new_head=new_head)
 
 
-def _load(model: nn.Module, read: Source, *, new_head: bool) -> LoadReport:
-    ours, found, new, said = _convert(model, read, new_head=new_head)
+def _load(model: nn.Module, read: Source, *, new_head: bool, head: fit.HeadSwap | None = None) -> LoadReport:
+    ours, found, new, said = _convert(model, read, new_head=new_head or head is not None, head=head)
     with torch.no_grad():
         own = model.state_dict(keep_vars=True)
         for name, tensor in ours.items():
@@ -108,7 +118,7 @@ def _load(model: nn.Module, read: Source, *, new_head: bool) -> LoadReport:
 
 
 def _convert(
-    model: nn.Module, read: Source, *, new_head: bool
+    model: nn.Module, read: Source, *, new_head: bool, head: fit.HeadSwap | None
 ) -> tuple[dict[str, Tensor], convert.Plan, list[str], list[str]]:
     """Return (tensors under our names, plan, names left fresh, what was fitted); raises on anything that differs."""
     config = _config(model)
@@ -123,6 +133,9 @@ def _convert(
     convert.require_complete(found, read.origin, family.hint(read.tensors))
     ours = convert.to_ours(found, read.tensors, family.numbers(config))
     said = family.fit(ours, model, read, found.table.layout)
+    if head is not None:
+        fresh, words = fit.swap_head(ours, model, read.classes, head)
+        new, said = new + fresh, [*said, words] if words else said
     new += fit.fit_head(ours, model, new_head=new_head)
     hint = fit.hint_of_channels(ours, wanted, config.in_chans, family.hint(ours))
     convert.require_shapes(ours, wanted, read.origin, hint)
@@ -153,12 +166,13 @@ def export_weights(model: nn.Module, layout: str) -> dict[str, Tensor]:
 
     "transformers" gives the names of Hub files; a model without a classifier gives those of ``ViTModel``. "original"
     is the Flax ``.npz`` of vision_transformer (its big_vision form where positions or pooling ask for it), and the
-    ``.pth`` of DeiT for the distilled form and DeiT III.
+    ``.pth`` of DeiT for the distilled form and DeiT III. Adapters are merged first (:mod:`vitrail.nn.lora`).
 
     Raises:
         UsageError: an unknown layout.
         WeightsError: the layout has no place for a part of this model.
     """
+    model = merged(model)
     config = _config(model)
     known = layouts(config)
     if layout not in known:

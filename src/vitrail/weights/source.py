@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from vitrail.classes import ClassMap
 from vitrail.errors import WeightsError
 
 from .atomic import recover
@@ -32,6 +33,7 @@ class Source:
         origin: how messages name the source.
         card: what is known about the weights.
         config: our config of the model the file was made with, if known.
+        classes: the classes of its head, if named.
         notes: sentences to show to the user.
     """
 
@@ -39,6 +41,7 @@ class Source:
     origin: str
     card: Card | None = None
     config: Any = None
+    classes: ClassMap | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -113,4 +116,4 @@ def _read_file(path: Path) -> Source:
 
 def from_folder(folder: Folder, origin: str) -> Source:
     """Read the weights of an opened folder."""
-    return Source(folder.tensors(), origin, folder.card, folder.config, list(folder.notes))
+    return Source(folder.tensors(), origin, folder.card, folder.config, folder.classes, list(folder.notes))
