@@ -1,12 +1,12 @@
 """Model soups: members fine-tuned from one start on other pictures, averaged; the best member beside both soups.
 
-    python bench/soup.py --data PATH/TO/sign-digits --start runs/small-data/classify/vit_pico_patch4_32-1-5/best
+    python bench/soup.py --data PATH/TO/sign-digits --weights runs/small-data/classify/vit_pico_patch4_32-1-5/best
 
-The start is what bench/small_data.py trains on all of CIFAR-10. The data are 2,062 photographs of hands that show a
-digit (Apache-2.0, github.com/ardamavi/Sign-Language-Digits-Dataset), a folder a class. Each member is its own
-``vitrail train`` with one thread: the same images held out, another rate, seed or augmentation. Runs that are finished
-are not run again. Prints the table of docs/benchmarks/soup.md; exit code 1 if the greedy soup is below its best member
-on the validation images.
+The weights come from CIFAR-10 (what bench/small_data.py trains on all of it). The data are 2,062 photographs of hands
+that show a digit (Apache-2.0, github.com/ardamavi/Sign-Language-Digits-Dataset), a folder a class. One run fine-tunes
+on them with a new head; members go on from it, each as its own ``vitrail train`` with one thread: the same images held
+out, another rate, seed or augmentation. Runs that are finished are not run again. Prints the table of
+docs/benchmarks/soup.md; exit code 1 if the greedy soup is below its best member on the validation images.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 PLAIN = ["augment.mixup=0.0", "augment.randaugment=null"]
-MEMBERS = {  # name -> settings of its own; the seed is the place in this list, from 1
-    "rate 1e-3": ["optim.lr=1e-3", *PLAIN],
-    "rate 1e-3, another seed": ["optim.lr=1e-3", *PLAIN],
+START, START_SEED, START_EPOCHS = ["optim.lr=2e-3", *PLAIN], 3, 6
+MEMBERS = {  # name -> settings of its own; the seed is 10 and the place in this list, from 1
     "rate 2e-3": ["optim.lr=2e-3", *PLAIN],
-    "rate 5e-4": ["optim.lr=5e-4", *PLAIN],
-    "rate 1e-3, RandAugment": ["optim.lr=1e-3", "augment.randaugment={num_ops: 2, magnitude: 5}", PLAIN[0]],
+    "rate 2e-3, another seed": ["optim.lr=2e-3", *PLAIN],
+    "rate 3e-3": ["optim.lr=3e-3", *PLAIN],
+    "rate 1e-3": ["optim.lr=1e-3", *PLAIN],
+    "rate 2e-3, RandAugment": ["optim.lr=2e-3", "augment.randaugment={num_ops: 2, magnitude: 5}", PLAIN[0]],
 }
 COMMON = [
     "model.options={global_pool: gap, class_token: false, pos_embed: sincos2d}",
@@ -52,14 +53,15 @@ def vitrail(command: list[str], log: Path) -> dict[str, Any]:
     return found
 
 
-def train(seed: int, settings: list[str], args: argparse.Namespace) -> Path:
-    """Fine-tune one member, unless that was done; return its folder."""
-    folder: Path = args.runs / "classify" / f"member-{seed}"
+def train(name: str, source: Path, seed: int, epochs: int, settings: list[str], args: argparse.Namespace) -> Path:
+    """Fine-tune one model from the weights in ``source``, unless that was done; return its folder."""
+    folder: Path = args.runs / "classify" / name
     if not (folder / "summary.json").exists():
-        command = ["train", str(args.data), "--model", "vit_pico_patch4_32", "--seed", str(seed), "--name", folder.name]
-        command += ["--epochs", str(args.epochs), "--batch", "32", "--out", str(args.runs)]
-        own = [*COMMON, *settings, f"model.pretrained={args.start}"]
-        vitrail([*command, *(part for setting in own for part in ("--set", setting))], args.runs / f"{seed}.log")
+        command = ["train", str(args.data), "--model", "vit_pico_patch4_32", "--seed", str(seed), "--name", name]
+        command += ["--epochs", str(epochs), "--batch", "32", "--out", str(args.runs)]
+        own = [*COMMON, *settings, f"model.pretrained={source}"]
+        vitrail([*command, *(part for setting in own for part in ("--set", setting))], args.runs / f"{name}.log")
+    print(folder, flush=True)
     return folder
 
 
@@ -79,17 +81,19 @@ def test_accuracy(folder: Path) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="sign-digits, or any folder of classes")
-    parser.add_argument("--start", type=Path, required=True, help="trained vit_pico_patch4_32 of bench/small_data.py")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--weights", type=Path, required=True, help="trained vit_pico_patch4_32 of bench/small_data.py")
+    parser.add_argument("--epochs", type=int, default=4, help="of each member")
     parser.add_argument("--runs", type=Path, default=Path("runs/soup"))
     args = parser.parse_args()
     args.runs.mkdir(parents=True, exist_ok=True)
-    folders = []
-    for seed, (name, settings) in enumerate(MEMBERS.items(), start=1):
-        folders.append(train(seed, settings, args))
-        print(f"{name}: {folders[-1]}", flush=True)
+    start = train("start", args.weights, START_SEED, START_EPOCHS, START, args)
+    folders = [
+        train(f"member-{i}", start / "best", 10 + i, args.epochs, settings, args)
+        for i, settings in enumerate(MEMBERS.values(), start=1)
+    ]
     greedy, uniform = (soup(folders, method, args.runs) for method in ("greedy", "uniform"))
     print("\n| model | validation | test | in the greedy soup |\n|---|---|---|---|")
+    print(f"| start | | {test_accuracy(start):.2%} | |")
     for name, folder, member in zip(MEMBERS, folders, greedy["members"], strict=True):
         kept = "yes" if member["kept"] else "no"
         print(f"| {name} | {member['val']['top1']:.2%} | {test_accuracy(folder):.2%} | {kept} |")

@@ -93,14 +93,19 @@ def test_what_cannot_be_souped_is_refused(
     (other / "recipe.yaml").write_text(text.replace("test_fraction: 0.0\n  train_fraction: 1.0\n  seed: 0", "seed: 5"))
     _, card, classes = load_folder(runs[0])
     deeper = create_model("test_vit", num_classes=2, img_size=card.input_size, depth=3)
-    deep = save_folder(tmp_path / "deep", deeper, card=card, classes=classes)
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    shutil.copy(runs[0] / "recipe.yaml", deep)
+    save_folder(deep / "best", deeper, card=card, classes=classes)
     cases = [
+        (("soup", runs[0], other, "--out", out, "--data", f"{photos}/."), 2, "held out the same images"),
+        (("soup", model_folder, runs[0], "--out", out, "--data", photos), 2, "expected --data that no member"),
         (("soup", runs[0], other, "--out", out), 2, r"held out the same images, got data.seed 0 in"),
         (("soup", runs[0], runs[0], "--out", out), 2, "expected different members"),
         (("soup", model_folder, "--out", out), 2, "expected --data"),
-        (("soup", runs[0], model_folder, "--out", out), 2, "expected --data: "),
+        (("soup", runs[0], model_folder, "--out", out), 2, "is not a run, so it does not say"),
         (("soup", runs[0], "--out", runs[1]), 2, "a folder that does not exist yet"),
-        (("soup", runs[0], deep, "--out", out, "--data", photos), 4, "depth: 2 in "),
+        (("soup", runs[0], deep, "--out", out), 4, "depth: 2 in "),
     ]
     for words, code, message in cases:
         ran = vitrail(*words)

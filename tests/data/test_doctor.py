@@ -262,3 +262,16 @@ def test_fingerprint_survives_resizing_and_recompression() -> None:
         assert np.abs(thumb_a.astype(int) - thumb_b).mean() < 3
         other, _ = fingerprint(torch.from_numpy(picture(seed + 50, (80, 100))).permute(2, 0, 1))
         assert bin(int(a) ^ int(other)).count("1") > DISTANCE
+
+
+def test_imbalance_is_said_with_the_classes_and_what_to_set(tmp_path: Path) -> None:
+    for i in range(14):
+        write_image(tmp_path / "d" / ("few" if i == 0 else "many") / f"{i}.png", i)
+    finding = check(tmp_path / "d", workers=0).finding("imbalance")
+    assert finding is not None
+    assert "(many: 13) has 13 times" in finding.what
+    assert "(few: 1)" in finding.what
+    assert "train.class_weights=balanced" in finding.advice
+    for i in range(20, 23):
+        write_image(tmp_path / "d" / "few" / f"{i}.png", i)
+    assert check(tmp_path / "d", workers=0).finding("imbalance") is None

@@ -169,7 +169,6 @@ def test_a_class_without_rows_is_an_empty_class(tmp_path: Path) -> None:
         ([0, 1, 7, 0], NAMES, "labels 0..2"),
         ([0, 1, None, 0], NAMES, "row 2"),
         ([0.5, 1.0], None, "0.5"),
-        ([[0, 1], [1]], None, "one whole number"),
     ],
 )
 def test_labels_that_are_refused(tmp_path: Path, labels: list[object], names: list[str] | None, said: str) -> None:

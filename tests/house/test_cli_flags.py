@@ -21,7 +21,7 @@ FROZEN = {
     "scaling": "--epochs --help --json --models --out --seeds --set --shares --times words",
     "soup": "--batch --data --device --greedy --help --json --out members",
     "data": "--help",
-    "data check": "--csv --help --json source",
+    "data check": "--csv --help --json --labels source",
     "data shard": "--help --json --resize --size --workers out source",
     "data bench": "--batch --device --help --img-size --json --model --seconds --workers source",
 }

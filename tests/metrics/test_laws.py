@@ -118,6 +118,8 @@ def test_every_number_is_in_the_data():
     assert law["gain"]["low"] <= law["gain"]["value"] <= law["gain"]["high"]
     assert law["now"]["amount"] * 2 == law["then"]["amount"]
     assert law["d"]["low"] == 0
+    run, expected = law["then"]["one_run"], law["then"]["error"]
+    assert run["low"] < expected["low"] < expected["high"] < run["high"]
     assert len(data["runs"]) == 10
     assert all(math.isfinite(law[k][v]) for k in "abc" for v in ("value", "low", "high"))
 

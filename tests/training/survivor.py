@@ -28,8 +28,13 @@ from .group import run_group
 
 RECIPE = {
     # attention, and batch norms with statistics of their own
-    "model": {"name": "test_coatnet", "img_size": 16, "drop_path_rate": 0.3, "drop_rate": 0.1},
-    "augment": {"crop": "resized", "mixup": 0.5, "cutmix": 1.0, "mix_prob": 0.8, "hflip": 0.5, "erasing": 0.2},
+    "model": {
+        "name": "test_coatnet", "img_size": 16, "drop_path_rate": 0.3, "drop_rate": 0.1, "attn_drop_rate": 0.1,
+    },
+    "augment": {
+        "crop": "resized", "mixup": 0.5, "cutmix": 1.0, "mix_prob": 0.8, "mix_by": "image", "hflip": 0.5,
+        "erasing": 0.2, "three_augment": True, "color_jitter": 0.3, "repeats": 2,
+    },
     "schedule": {"warmup_epochs": 1},
     "train": {
         "epochs": 3, "batch_size": 6, "accumulation": 2, "ema_decay": 0.9, "precision": "bf16", "device": "cpu",

@@ -12,11 +12,12 @@ import pytest
 from vitrail.errors import DataError, UsageError
 from vitrail.metrics.cost import cost
 from vitrail.metrics.laws import study
+from vitrail.metrics.scale import train_flops
 from vitrail.models import create_model
 from vitrail.training import family as family_module
 from vitrail.training import run as run_module
 from vitrail.training.family import Family, run_family
-from vitrail.training.points import find_runs, read_points, training_flops
+from vitrail.training.points import find_runs, read_points
 from vitrail.training.signals import Interrupted
 
 TINY = {
@@ -135,7 +136,7 @@ def test_points_are_what_the_runs_did(trained: Path) -> None:
     assert 1 - whole.wrong / whole.count == pytest.approx(summary["results"]["test"]["top1"])
     model = create_model("test_vit", num_classes=10, img_size=8, patch_size=2)
     forward = cost(model, 8, training=False).macs
-    assert whole.flops == training_flops(forward, summary["steps"] * 16) == 6 * forward * summary["steps"] * 16
+    assert whole.flops == train_flops(forward, summary["steps"] * 16) == 6 * forward * summary["steps"] * 16
     assert whole.chance == pytest.approx(0.9, abs=0.01)
     assert whole.kind == "ViT"
 

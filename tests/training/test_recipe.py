@@ -18,7 +18,7 @@ def test_yaml_round_trip_with_a_header(tmp_path: Path) -> None:
     recipe = load({"train.epochs": 3, "model.options": {"depth": 2}, "augment.randaugment": None, "name": "x"})
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml("why: because\n\n# more"))
-    assert path.read_text().startswith("# why: because\n#\n# # more\ntask: classify\n")
+    assert path.read_text().startswith("# why: because\n#\n# # more\ntask: auto\n")
     assert Recipe.load(path, environment={}) == recipe
 
 
@@ -77,6 +77,9 @@ def test_the_process_environment_is_read_by_default(monkeypatch: pytest.MonkeyPa
         ({"schedule.name": "constant", "schedule.min_lr": 0.1}, r"min_lr has no effect .* without a cooldown"),
         ({"schedule.name": "rsqrt", "schedule.cooldown_epochs": 3, "train.epochs": 2}, r"at most 2, .* got 3"),
         ({"schedule.min_lr": 1.0, "optim.lr": 0.1}, r"min_lr <= optim\.lr"),
+        ({"data.balance": "sqrt", "train.class_weights": "balanced"}, r"balance and train\.class_weights, .*twice"),
+        ({"data.balance": "equal", "train.logit_adjustment": 1}, r"correct twice"),
+        ({"train.class_weights": "effective", "train.logit_adjustment": 0.5}, r"correct twice"),
         ({"distill": {}}, r"^distill\.teacher: field required"),
         ({"distill.techer": "x"}, r"unknown recipe key 'distill\.techer'\. Did you mean 'distill\.teacher'\?"),
         ({"distill": "x"}, r"^distill: .*dictionary"),
@@ -97,6 +100,7 @@ def test_errors_name_the_place_and_the_fix(given: dict[str, object], message: st
         {"augment.crop": "resized", "augment.padding": 2},
         {"augment.mixup": 0, "augment.cutmix": 0, "augment.mix_prob": 0.5},
         {"schedule.name": "constant", "schedule.min_lr": 1e-6},
+        {"train.class_weights": "balanced", "train.effective_beta": 0.99},
         {"augment.erasing": 0, "augment.erasing_mode": "const"},
         {"augment.mixup": 0, "augment.mix_switch": 0.5},
         {"augment.mixup": 0, "augment.cutmix": 0, "augment.mix_by": "image"},

@@ -318,3 +318,10 @@ def test_fixed_positions_survive_bf16(tmp_path: Path) -> None:
     model, _card, _classes = load_folder(result.folder / "best")
     fresh = create_model("test_vit", img_size=16, **options)
     torch.testing.assert_close(model.get_buffer("pos_embed"), fresh.get_buffer("pos_embed"), rtol=0, atol=0)
+
+
+def test_the_best_weights_are_chosen_by_the_metric_asked_for(photos: Path, tmp_path: Path, no_report: None) -> None:
+    found = quick(photos, tmp_path, **{"train.monitor": "macro_f1", "train.epochs": 3})
+    lines = [line for line in read_metrics(found.folder / "metrics.jsonl") if line["kind"] == "val"]
+    best = max(lines, key=lambda line: (line["macro_f1"], -line["loss"]))
+    assert found.best["metrics"]["macro_f1"] == best["macro_f1"]

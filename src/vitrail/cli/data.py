@@ -17,6 +17,7 @@ def check(
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write every problem, file by file, outside the data.")
     ] = None,
+    labels: Annotated[str, typer.Option(help="Labels an image: auto (seen from the data), single or multi.")] = "auto",
     as_json: Json = False,
 ) -> None:
     """Report what is in the data, what is wrong, and what to do.
@@ -25,7 +26,7 @@ def check(
     """
     from vitrail.data.doctor import check as examine
 
-    report = examine(source, progress=counter("looked at"), problems_csv=csv)
+    report = examine(source, labels=labels, progress=counter("looked at"), problems_csv=csv)
     draw(report.table(), markup=True)
     if csv is not None:
         say(f"wrote {csv.resolve()}")
@@ -33,5 +34,6 @@ def check(
     if stopping:
         error = DataError(f"training could not start: {'; '.join(stopping)}; mend: see what to do above")
         partial_result("data check", as_json, error, report=report.to_json())
-    say(f"\nTrain on it:  vitrail train {source}")
+    forced = "" if labels == "auto" else f" --set data.labels={labels}"
+    say(f"\nTrain on it:  vitrail train {source}{forced}")
     result("data check", as_json, report=report.to_json())

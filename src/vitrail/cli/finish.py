@@ -21,13 +21,16 @@ def finish(verb: str, as_json: bool, run: RunResult) -> None:
 
     Of several processes the first does it.
     """
+    from vitrail.tasks import headline
+
     if os.environ.get("RANK", "0") != "0":
         return
     folder = run.folder.resolve()
     report = folder / "report.html"
     picture = _draw(folder)
     counted = f"{run.metrics['count']:.0f} {'test' if run.split == 'test' else 'validation'} images"
-    say(f"\naccuracy   {run.metrics['top1']:.2%} on {counted} that it was not trained on")
+    name, value = headline(run.metrics)
+    say(f"\n{name:<10} {value:.2%} on {counted} that it was not trained on")
     say(f"run        {folder}")
     if picture is not None:
         say(f"attention  {picture}")

@@ -31,13 +31,16 @@ class HeldOut:
     words: str
 
 
-def held_out(model: str, data: str | None = None, split: str | None = None) -> HeldOut:
-    """Return the images to measure ``model`` on; :class:`UsageError` if nobody says which."""
+def held_out(model: str, data: str | None = None, split: str | None = None, *, labels: str = "auto") -> HeldOut:
+    """Return the images to measure ``model`` on; :class:`UsageError` if nobody says which.
+
+    ``labels``: how those of other data are read, ``multi`` for a model of several labels an image.
+    """
     if split is not None and split not in SPLITS:
         raise UsageError(f"expected a split of {', '.join(SPLITS)}, got {split!r}")
     recipe = recipe_of(model)
     if data is not None and (recipe is None or not same_source(data, recipe.data.source)):
-        return _foreign(data, split)
+        return _foreign(data, split, labels)
     if recipe is None:
         raise UsageError(f"expected --data: {model} is not a run, so it does not say which data it belongs to")
     return _own(recipe, split)
@@ -54,6 +57,7 @@ def recipe_of(model: str) -> Recipe | None:
 
 
 def same_source(one: str, other: str) -> bool:
+    """Tell whether two names of data mean the same: one path, or one built-in name."""
     """Whether two words name the same data."""
     return one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve())
 
@@ -75,6 +79,7 @@ def own_splits(recipe: Recipe) -> Splits:
         val_fraction=fraction,
         test_fraction=asked.test_fraction,
         seed=asked.seed,
+        labels=asked.labels,
         allow_empty=asked.allow_empty,
     )
 
@@ -86,13 +91,13 @@ def _part(splits: Splits, name: str, source: str) -> ImageSet:
     return found
 
 
-def _foreign(data: str, split: str | None) -> HeldOut:
+def _foreign(data: str, split: str | None, labels: str) -> HeldOut:
     import numpy as np
 
     from vitrail.data.imageset import ImageSet
     from vitrail.data.sources import read_layout
 
-    layout = read_layout(data)
+    layout = read_layout(data, labels=labels)
     name = split or next(name for name in SPLITS if name in layout.parts)
     if name not in layout.parts:
         raise UsageError(f"expected data with a {name} split, got {data}, which has only {', '.join(layout.parts)}")

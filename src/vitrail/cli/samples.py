@@ -36,7 +36,7 @@ def draw_samples(
     for i in in_turn(chosen.images):
         if len(tiles) == MOST:
             break
-        true = chosen.images.classes.names[int(chosen.images.labels[i])]
+        true = chosen.images.label_words(i)
         try:
             found = predictor.explain(chosen.images.read(i), method=method)
         except DataError:
@@ -62,10 +62,12 @@ def draw_samples(
 
 
 def in_turn(images: ImageSet) -> list[int]:
-    """Return positions: the first image of each class, then the second of each, and so on."""
+    """Return positions: the first image of each class (or set of classes), then the second of each, and so on."""
+    from vitrail.data.labels import label_groups
+
     seen: dict[int, int] = {}
     order = []
-    for i, label in enumerate(images.labels.tolist()):
+    for i, label in enumerate(label_groups(images.labels)[0].tolist()):
         seen[label] = seen.get(label, 0) + 1
         order.append((seen[label], label, i))
     return [i for _, _, i in sorted(order)]

@@ -10,7 +10,7 @@ import typer
 from vitrail.errors import UsageError
 
 from .console import Json, result, say, table
-from .heldout import HeldOut, held_out, recipe_of, require_classes
+from .heldout import HeldOut, held_out, recipe_of, require_classes, same_source
 from .source import existing
 
 if TYPE_CHECKING:
@@ -62,21 +62,24 @@ def soup(
 
 def _images(members: list[str], data: str | None) -> tuple[HeldOut, ImageSet | None, ImageSet | None]:
     """Return the images that judge, those of the final figures and those for batch norms, where the data have them."""
-    if data is None:
+    if data is None or any(_trained_on(member, data) for member in members):
         _require_same_held_out(members)
-        val = held_out(members[0], None, "val")
+        val = held_out(members[0], data, "val")
     else:
-        val = held_out(members[0], data, _judging_split(members, data))
+        val = held_out(members[0], data, _judging_split(data))
     return val, _part(members[0], data, "test", val), _part(members[0], data, "train", val)
 
 
-def _judging_split(members: list[str], data: str) -> str | None:
-    """Return "val", or None (all images) for other data that are not split at all."""
+def _trained_on(member: str, data: str) -> bool:
+    recipe = recipe_of(member)
+    return recipe is not None and same_source(data, recipe.data.source)
+
+
+def _judging_split(data: str) -> str | None:
+    """Return "val", or None (all images) for data that are not split at all."""
     from vitrail.data.sources import read_layout
 
-    recipe = recipe_of(members[0])
-    own = recipe is not None and recipe.data.source == data
-    return None if not own and list(read_layout(data).parts) == ["train"] else "val"
+    return None if list(read_layout(data).parts) == ["train"] else "val"
 
 
 def _part(member: str, data: str | None, split: str, val: HeldOut) -> ImageSet | None:
@@ -90,19 +93,21 @@ def _part(member: str, data: str | None, split: str, val: HeldOut) -> ImageSet |
 
 def _require_same_held_out(members: list[str]) -> None:
     """Refuse runs that held out other images: the validation images of one would be training images of another."""
-    first = recipe_of(members[0])
-    if first is None:
-        return  # not a run: held_out asks for --data
-    for member in members[1:]:
-        other = recipe_of(member)
-        if other is None:
-            raise UsageError(f"expected --data: {member} is not a run, so it does not say which images it has not seen")
-        here, there = first.flat(), other.flat()
+    recipes = [recipe_of(member) for member in members]
+    for member, recipe in zip(members, recipes, strict=True):
+        if recipe is None:
+            raise UsageError(
+                f"expected --data that no member was trained on: {member} is not a run, so it does not say which "
+                "images it has not seen"
+            )
+        first = recipes[0]
+        assert first is not None, "it was looked at before"
         for key in HELD_OUT_BY:
-            if here[key] != there[key]:
+            here, there = first.flat()[key], recipe.flat()[key]
+            if here != there and not (key == "data.source" and same_source(here, there)):
                 raise UsageError(
-                    f"expected runs that held out the same images, got {key} {here[key]!r} in {members[0]} and "
-                    f"{there[key]!r} in {member}; mend: --data with a val split that none of them was trained on"
+                    f"expected runs that held out the same images, got {key} {here!r} in {members[0]} and {there!r} in "
+                    f"{member}; mend: --data with a val split that none of them was trained on"
                 )
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+
+from vitrail.errors import DataError
 
 from .console import Json, result, say, table
 from .heldout import HeldOut, held_out, require_classes
 from .source import existing
-
-if TYPE_CHECKING:
-    from vitrail.data.loader import Problem
 
 MOST_CLASSES = 30
 
@@ -32,14 +31,21 @@ def val(
     from vitrail.weights import load_model
 
     network, card, classes = load_model(existing(model))
-    chosen = held_out(model, data, split)
+    chosen = held_out(model, data, split, labels="multi" if card.multi_label else "auto")
+    if chosen.images.multi_label and not card.multi_label:
+        raise DataError(f"expected one label an image as {model} gives, got several in {chosen.source}")
     require_classes(model, classes, card.num_classes, chosen)
     target = pick_device(device)
     loader = eval_loader(chosen.images, card, batch_size=min(batch, len(chosen.images)))
-    task = create_task("classify", num_classes=len(chosen.images.classes))
+    kind, options = ("multilabel", {"thresholds": card.thresholds}) if card.multi_label else ("classify", {})
+    task = create_task(kind, num_classes=len(chosen.images.classes), options=options)
     found = evaluate(task, network.to(target), loader.epoch(0), device=target)
     details = found.accumulator.describe(chosen.images.classes.names)
-    _show(chosen, found.metrics, details["per_class"], list(loader.problems))
+    show = _show_several if card.multi_label else _show
+    show(chosen, found.metrics, details["per_class"])
+    if loader.problems:
+        say(f"\n{len(loader.problems)} images could not be read and are not in these figures, the first:")
+        say(f"  {loader.problems[0].name}: {loader.problems[0].message}")
     result(
         "val",
         as_json,
@@ -52,12 +58,13 @@ def val(
     )
 
 
-def _show(chosen: HeldOut, metrics: dict[str, float], per_class: list[dict[str, Any]], problems: list[Problem]) -> None:
+def _show(chosen: HeldOut, metrics: dict[str, float], per_class: list[dict[str, Any]]) -> None:
     say(f"{chosen.words}: {metrics['count']:.0f} images, {len(per_class)} classes\n")
     rows = [("accuracy (top 1)", f"{metrics['top1']:.2%}")]
     if len(per_class) > 5:
         rows.append(("among the best five", f"{metrics['top5']:.2%}"))
     rows += [
+        ("balanced accuracy, mean over classes", f"{metrics['macro_recall']:.2%}"),
         ("F1, mean over classes", f"{metrics['macro_f1']:.2%}"),
         ("loss (cross entropy)", f"{metrics['loss']:.4f}"),
         ("calibration error", f"{metrics['ece']:.2%}"),
@@ -73,6 +80,29 @@ def _show(chosen: HeldOut, metrics: dict[str, float], per_class: list[dict[str, 
         for row in shown
     ]
     table(columns, cells, right=columns[1:])
-    if problems:
-        say(f"\n{len(problems)} images could not be read and are not in these figures, the first:")
-        say(f"  {problems[0].name}: {problems[0].message}")
+
+
+def _show_several(chosen: HeldOut, metrics: dict[str, float], per_class: list[dict[str, Any]]) -> None:
+    """Print figures and classes where an image may have several labels."""
+    say(f"{chosen.words}: {metrics['count']:.0f} images, {len(per_class)} classes, any number of them an image\n")
+    names = {
+        "map": "mean average precision (mAP)",
+        "micro_f1": "F1 of all answers, at 0.5",
+        "micro_f1_tuned": "F1 of all answers, at each class's threshold",
+        "macro_f1": "F1, mean over classes, at 0.5",
+        "macro_f1_tuned": "F1, mean over classes, at its threshold",
+        "exact_tuned": "images with every label right",
+    }
+    rows = [(words, f"{metrics[key]:.2%}") for key, words in names.items()]
+    table(("figure", "value"), [*rows, ("loss (binary cross entropy)", f"{metrics['loss']:.4f}")], right=("value",))
+    say()
+    shown = per_class if len(per_class) <= MOST_CLASSES else sorted(per_class, key=lambda row: row["ap"])[:MOST_CLASSES]
+    if len(shown) < len(per_class):
+        say(f"the {len(shown)} weakest of {len(per_class)} classes (--json gives all):")
+    columns = ("class", "AP", "precision", "recall", "F1", "threshold", "images")
+    shares = ("ap", "precision", "recall", "f1")
+    cells = [
+        (row["name"], *(f"{row[key]:.1%}" for key in shares), f"{row['threshold']:.3f}", row["support"])
+        for row in shown
+    ]
+    table(columns, cells, right=columns[1:])

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from . import report as r
 from .duplicates import exact_groups, near_pairs
 from .imageset import printable
+from .imbalance import CORRECTIONS, MULTI_CORRECTIONS, imbalance
 from .layout import SPLITS, Layout, twins
 from .report import DataReport, Finding, Problem
 from .scan import Progress, Scan, scan
 from .sources import read_layout
 
-IMBALANCE = 10  # largest to smallest class
 HUGE = 16  # times the median number of pixels
 _SEVERITIES = (r.ERROR, r.WARNING, r.INFO)
 
@@ -29,6 +29,7 @@ _SEVERITIES = (r.ERROR, r.WARNING, r.INFO)
 def check(
     source: str | os.PathLike[str],
     *,
+    labels: str = "auto",
     workers: int | None = None,
     progress: Progress | None = None,
     problems_csv: str | os.PathLike[str] | None = None,
@@ -36,14 +37,15 @@ def check(
 ) -> DataReport:
     """Examine a source (anything ``open_dataset`` takes) and report; nothing in it is changed.
 
-    ``progress(done, total)`` is called now and then; ``problems_csv``: a file (outside the data) for the full list.
+    ``labels``: ``auto``, ``single`` or ``multi``, as ``data.labels``. ``progress(done, total)`` is called now and then;
+    ``problems_csv``: a file (outside the data) for the full list.
     Raises :class:`DataError` where there is no data set at all.
     """
-    layout = read_layout(source, outside_links=outside_links, sequential=True)
+    layout = read_layout(source, labels=labels, outside_links=outside_links, sequential=True)
     facts = scan(layout, workers=workers, progress=progress)
     report = _facts(layout, facts)
     examiner = _Examiner(layout, facts, report)
-    for examine in (_classes, _files, _looks, _copies):
+    for examine in (_classes, _several, _files, _looks, _copies):
         examine(examiner)
     report.findings.sort(key=lambda finding: _SEVERITIES.index(finding.severity))
     if problems_csv is not None:
@@ -63,6 +65,8 @@ def _facts(layout: Layout, facts: Scan) -> DataReport:
         source=os.fspath(layout.root),
         kind=layout.kind,
         classes=names,
+        multi_label=layout.multi_label,
+        images={s: len(part.labels) for s, part in layout.parts.items()},
         splits={s: dict(zip(names, layout.counts(s).tolist(), strict=True)) for s in layout.parts},
         found=len(facts) + len(layout.ignored),
         used=int(usable.sum()),
@@ -83,7 +87,7 @@ class _Examiner:
         self.layout, self.facts, self.report = layout, facts, report
 
     def class_of(self, number: int) -> str:
-        return self.layout.classes.names[int(self.facts.label[number])]
+        return self.facts.label_words[int(self.facts.label[number])]
 
     def add(self, code: str, severity: str, what: str, advice: str, examples: Sequence[str], count: int = 0) -> None:
         """Add a finding, unless there is nothing to it."""
@@ -128,20 +132,37 @@ def _classes(x: _Examiner) -> None:
             "twin_names", r.WARNING, "class names differ only by case, spaces or Unicode form",
             "if they are one class, join the folders; if not, rename one", names,
         )  # fmt: skip
-    full = train[train > 0]
-    if len(full) > 1 and full.max() > IMBALANCE * full.min():
-        most, least = (layout.classes.names[int(np.flatnonzero(train == v)[0])] for v in (full.max(), full.min()))
-        x.add(
-            "imbalance", r.WARNING,
-            f"the largest class ({most}: {full.max()}) has {full.max() / full.min():.0f} times the images of the "
-            f"smallest ({least}: {full.min()})",
-            "watch the accuracy of each class, not only the mean; add images of the small classes", [], count=1,
-        )  # fmt: skip
+    several = layout.multi_label
+    fixes = MULTI_CORRECTIONS if several else CORRECTIONS
+    monitor = "map" if several else "macro_recall"
+    unequal = imbalance(train, layout.classes.names)
+    x.add(
+        "imbalance", r.WARNING, unequal or "",
+        f"watch each class, not only the mean (train.monitor={monitor}); add images of the small classes, or set one "
+        f"of {fixes}", [], count=int(unequal is not None),
+    )  # fmt: skip
     if "val" not in layout.parts:
         x.add(
             "no_val", r.INFO, "there is no validation split",
             "none is needed: training holds 10 % of train out, stratified and seeded, and says so", [], count=1,
         )  # fmt: skip
+
+
+def _several(x: _Examiner) -> None:
+    """What is particular to several labels an image: none at all, or one that all have."""
+    if not x.layout.multi_label:
+        return
+    labels = x.layout.parts["train"].labels
+    none = int((~labels.any(1)).sum())
+    x.add(
+        "no_label", r.INFO, f"{none} training images have no class",
+        "none, if they show none of the classes; label them if they do", [], count=none,
+    )  # fmt: skip
+    always = [x.layout.classes.names[c] for c in np.flatnonzero(labels.all(0))]
+    x.add(
+        "always", r.WARNING, f"every training image has {len(always)} of the classes",
+        "add images without them, or take the class out: as it is there is nothing to learn", always,
+    )  # fmt: skip
 
 
 def _files(x: _Examiner) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from vitrail.classes import ClassMap
 
 from .decode import BrokenImage, open_regular, read_image
+from .labels import Labels, class_counts, is_multi, words_of
 
 MAX_BYTES = 1 << 29  # 50 million pixels of four 16-bit channels are 400 MB
 
@@ -170,14 +171,16 @@ class Soft:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images of one split. ``rows`` int64 (n,) are store rows, ``labels`` int64 (n,) class indices.
+    """Labelled images of one split. ``rows`` int64 (n,) are store rows.
 
-    ``soft`` holds the targets of images whose label is not all that is known of them.
+    ``labels`` are class indices, int64 (n,), or, where an image may have several classes, bool (n, K).
+
+    ``soft`` holds the targets of images whose label is not all that is known of them (one label an image).
     """
 
     store: Store
     rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
+    labels: Labels
     classes: ClassMap
     soft: Soft | None = None
 
@@ -212,4 +215,13 @@ class ImageSet:
 
     def counts(self) -> NDArray[np.int64]:
         """Images of each class, (number of classes,)."""
-        return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
+        return class_counts(self.labels, len(self.classes))
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several classes, or none."""
+        return is_multi(self.labels)
+
+    def label_words(self, i: int) -> str:
+        """The class of image ``i``, or its classes, for people."""
+        return words_of(self.labels[i], self.classes.names)

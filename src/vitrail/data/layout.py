@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vitrail.classes import ClassMap
 
 from .imageset import Store, printable
+from .labels import Labels, class_counts, is_multi
 
 SPLITS = ("train", "val", "test")
 _SPLIT_WORDS = {
@@ -30,10 +31,10 @@ _SPLIT_WORDS = {
 
 @dataclass(frozen=True)
 class Part:
-    """One split as the source has it: a store, and the class index of each row, int64 (n,)."""
+    """One split as the source has it: a store, and the label of each row (``labels``: in one of its two forms)."""
 
     store: Store
-    labels: NDArray[np.int64]
+    labels: Labels
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,12 @@ class Layout:
         """Images of each class in one part, (number of classes,)."""
         if split not in self.parts:
             return np.zeros(len(self.classes), dtype=np.int64)
-        return np.bincount(self.parts[split].labels, minlength=len(self.classes)).astype(np.int64)
+        return class_counts(self.parts[split].labels, len(self.classes))
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several classes, or none."""
+        return any(is_multi(part.labels) for part in self.parts.values())
 
     def empty_classes(self) -> list[str]:
         """Classes without a single image in any part."""

@@ -38,7 +38,8 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class Batch:
-    """``images`` float32 (B, 3, h, w); ``labels`` int64 (B,); ``targets`` float32 (B, K), None where labels say it all;
+    """``images`` float32 (B, 3, h, w); ``labels`` int64 (B,), or bool (B, K) of several an image;
+    ``targets`` float32 (B, K), None where labels say it all;
     ``keep`` bool (B,), False where the image could not be read (its pixels are zero); ``indices`` int64 (B,) are
     positions in the set.
     """
@@ -303,7 +304,7 @@ class Loader:
         return image
 
     def _broken(self, i: int, error: BrokenImage) -> None:
-        name = self.dataset.classes.names[int(self.dataset.labels[i])]
+        name = self.dataset.label_words(i)
         with self._lock:
             self._problems[i] = Problem(i, self.dataset.name(i), name, error.reason, error.message)
             count = len(self._problems)

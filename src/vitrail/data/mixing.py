@@ -2,7 +2,8 @@
 
 Sources: MixUp - Zhang et al. 2018, arXiv 1710.09412; CutMix - Yun et al. 2019, arXiv 1905.04899. Image ``b`` is mixed
 with image ``b - 1`` of its batch, which shuffling has made a random one.
-Shapes: B batch, K classes, images (B, 3, H, W) float, targets (B, K) float32 with rows that sum to 1.
+Shapes: B batch, K classes, images (B, 3, H, W) float, targets (B, K) float32 with rows that sum to 1
+(with several labels an image: each class in 0..1).
 """
 
 from __future__ import annotations
@@ -117,7 +118,14 @@ class Mix:
         return np.where(cutmix, seen, share), boxes
 
     def targets(self, labels: Tensor, share: Tensor, own: Tensor | None = None) -> Tensor:
-        """float32 (B, K): ``share`` of each image's own class (or of ``own``), the rest its partner's, smoothed."""
+        """float32 (B, K): ``share`` of each image's own class (or of ``own``), the rest its partner's, smoothed.
+
+        Of ``labels`` bool (B, K) each class is blended by itself; they are smoothed by their task alone.
+        """
+        if labels.ndim == 2:
+            if self.label_smoothing:
+                raise UsageError("label_smoothing of Mix is for one label an image; mend: label_smoothing=0")
+            own = labels.float()
         off = self.label_smoothing / self.num_classes
         if own is None:
             own = torch.full((len(labels), self.num_classes), off, device=labels.device)

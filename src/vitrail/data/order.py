@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vitrail.errors import DataError, UsageError, require_known
 
 from . import rng
+from .labels import Labels, is_multi
 
 POWERS = {"none": 1.0, "sqrt": 0.5, "equal": 0.0}
 """Kinds of balanced sampling -> the power of a class's count that its share of an epoch is proportional to."""
@@ -166,14 +167,17 @@ class Repeated:
         return np.broadcast_to(distinct, (rounds, self.repeats, group)).reshape(-1)[: len(order)]
 
 
-def training_order(
-    labels: NDArray[np.int64], seed: int, balance: str = "none", repeats: int = 1, batch: int = 1
-) -> Order:
+def training_order(labels: Labels, seed: int, balance: str = "none", repeats: int = 1, batch: int = 1) -> Order:
     """Return the order of a training set with these labels, int64 (n,): shuffled, or balanced (:data:`POWERS`).
 
     With ``repeats`` above 1 each image visited is visited that often in its batch of ``batch`` images.
     """
     require_known([balance], POWERS, "kind of balanced sampling")
+    if balance != "none" and is_multi(labels):
+        raise UsageError(
+            f"data.balance: {balance} is for one label an image: an image of several classes cannot be drawn for one "
+            "alone; mend: train.class_weights=balanced"
+        )
     order = Shuffled(len(labels), seed) if balance == "none" else Balanced(labels, seed, POWERS[balance])
     return order if repeats == 1 else Repeated(order, repeats, batch)
 

@@ -74,6 +74,11 @@ def pack(
     target = Path(out).expanduser()
     partial = target.with_name(target.name + ".partial")
     layout = read_layout(source)
+    if layout.multi_label:
+        raise UsageError(
+            f"expected one label an image to write shards of, got several in {printable(layout.root)}; "
+            "mend: keep them as parquet, which has lists of labels"
+        )
     packed = Packed(target, notes=list(layout.notes))
     _require_new(target, partial)
     try:

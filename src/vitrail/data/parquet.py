@@ -24,8 +24,10 @@ from vitrail.errors import DataError, require_extra
 
 from .decode import read_image
 from .imageset import printable
+from .labels import Labels
 from .layout import Layout, Part, class_map, listed
 from .memory import available_bytes
+from .multilabel import Labelled, read_lists
 from .patterns import find_files, is_pattern
 from .rowgroups import Group, GroupCache, GroupStore, cell_bytes, group_of, titled
 
@@ -84,11 +86,12 @@ class TableStore:
         return read_image(self.blob(row))
 
 
-def read_parquet(source: str, sequential: bool = False) -> Layout:
+def read_parquet(source: str, sequential: bool = False, labels: str = "auto") -> Layout:
     """Read parquet: a file, a folder or a pattern.
 
     What memory does not hold is read by row group if reading will be nearly ``sequential``, else it is unpacked to a
     temporary file. Raises :class:`DataError` naming the columns or the labels that are wrong.
+    ``labels``: a column of lists means several labels an image (``auto``); ``multi`` or ``single`` insist.
     """
     require_extra("pyarrow", "data", "reading parquet")
     shards = find_files(source, ENDINGS)
@@ -104,9 +107,13 @@ def read_parquet(source: str, sequential: bool = False) -> Layout:
                 f"expected the same class names in every split of {printable(source)}, got others in {split}"
             )
         names = names or found
-    classes, labels = _labels(source, names, columns)
-    parts = {split: Part(stores[split], labels[split]) for split in shards}
-    return Layout("parquet", source, parts, classes)
+    several = any(isinstance(value, list) for values in columns.values() for value in values)
+    if labels == "multi" or (several and labels == "auto"):
+        known = read_lists(printable(source), names, columns)
+    else:
+        known = Labelled(*_labels(source, names, columns), [])
+    parts = {split: Part(stores[split], known.labels[split]) for split in shards}
+    return Layout("parquet", source, parts, known.classes, notes=known.notes)
 
 
 def _read_split(
@@ -248,20 +255,21 @@ def _column(path: str, names: list[str], known: tuple[str, ...], what: str) -> s
 
 
 def _class_names(schema: Any, column: str) -> list[str] | None:
-    """Return the names of a ClassLabel feature from the ``huggingface`` metadata, or None where there are none."""
+    """Return the names of a ClassLabel (or of a list of them) in the ``huggingface`` metadata, or None."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features[column]["names"]
-    except (KeyError, TypeError, ValueError):
+        feature = features[column]
+        while not (isinstance(feature, dict) and "names" in feature):  # a list of classes wraps the class
+            feature = feature[0] if isinstance(feature, list) else feature["feature"]
+        names = feature["names"]
+    except (KeyError, TypeError, ValueError, IndexError):
         return None
     if isinstance(names, dict):  # older files: {"0": "cat"}
         names = [names[key] for key in sorted(names, key=int)]
     return [str(name) for name in names]
 
 
-def _labels(
-    source: str, names: list[str] | None, columns: dict[str, list[Any]]
-) -> tuple[ClassMap, dict[str, NDArray[np.int64]]]:
+def _labels(source: str, names: list[str] | None, columns: dict[str, list[Any]]) -> tuple[ClassMap, dict[str, Labels]]:
     shown = printable(source)
     for split, values in columns.items():
         wrong = next((i for i, v in enumerate(values) if not isinstance(v, (int, str)) or isinstance(v, bool)), None)

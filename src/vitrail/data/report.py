@@ -60,6 +60,8 @@ class DataReport:
     used: int
     skipped: int
     ignored: int
+    multi_label: bool = False  # several classes an image, or none
+    images: dict[str, int] = field(default_factory=dict)  # split -> images
     sizes: dict[str, dict[str, int]] = field(default_factory=dict)  # width, height -> min, median, max
     modes: dict[str, int] = field(default_factory=dict)
     formats: dict[str, int] = field(default_factory=dict)
@@ -132,7 +134,7 @@ class DataReport:
         if len(self.classes) > _CLASSES_SHOWN:
             table.add_row(f"... {len(self.classes) - _CLASSES_SHOWN} more", *("" for _ in self.splits))
         table.add_section()
-        table.add_row("all", *(str(sum(counts.values())) for counts in self.splits.values()))
+        table.add_row("all", *(str(count) for count in self.images.values()))
         return table
 
     def _finding_table(self) -> RenderableType:

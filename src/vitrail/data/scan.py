@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .decode import EXTENSIONS, BrokenImage, ImageInfo, inspect_image
 from .imageset import ArrayStore, FileStore, Store
+from .labels import label_groups, words_of
 from .layout import SPLITS, Layout
 from .resample import resize
 from .workers import Workers, require_workers
@@ -45,7 +46,8 @@ class Scan:
 
     split: NDArray[np.int8]  # index into SPLITS
     row: NDArray[np.int64]
-    label: NDArray[np.int64]
+    label: NDArray[np.int64]  # equal where labels are equal (``label_words``)
+    label_words: list[str]
     stores: dict[str, Store]
     width: NDArray[np.int32]
     height: NDArray[np.int32]
@@ -113,10 +115,12 @@ def _empty(layout: Layout) -> Scan:
     parts = [(split, layout.parts[split]) for split in SPLITS if split in layout.parts]
     sizes = [len(part.labels) for _, part in parts]
     n = sum(sizes)
+    number, kinds = label_groups(np.concatenate([part.labels for _, part in parts]))
     return Scan(
         split=np.concatenate([np.full(s, SPLITS.index(p), np.int8) for (p, _), s in zip(parts, sizes, strict=True)]),
         row=np.concatenate([np.arange(size, dtype=np.int64) for size in sizes]),
-        label=np.concatenate([part.labels for _, part in parts]),
+        label=number,
+        label_words=[words_of(label, layout.classes.names) for label in kinds],
         stores={split: part.store for split, part in parts},
         width=np.zeros(n, np.int32),
         height=np.zeros(n, np.int32),

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from vitrail.classes import ClassMap
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import DataError, UsageError, require_known
 
 from .builtin import BUILTIN, read_builtin
 from .folder import read_folder
 from .imageset import ImageSet, printable, too_many_broken
+from .labels import FORMS
 from .layout import Layout, listed, twins
 from .parquet import is_parquet, read_parquet
 from .patterns import is_pattern
@@ -49,6 +50,7 @@ def open_dataset(
     test_fraction: float = 0.0,
     train_fraction: float = 1.0,
     seed: int = 0,
+    labels: str = "auto",
     allow_empty: bool = False,
     outside_links: bool = False,
     max_broken: float = 0.01,
@@ -58,7 +60,8 @@ def open_dataset(
 
     A missing val part is cut off train (``val_fraction``, stratified, by ``seed``); a ``test`` part stays untouched,
     and one is cut off only if ``test_fraction`` asks for it. ``train_fraction`` keeps that share of what is left of
-    train (stratified; of one seed, a smaller share lies within a larger). ``allow_empty`` accepts classes without
+    train (stratified; of one seed and with one label an image, a smaller share lies within a larger). ``labels``:
+    ``auto``, ``single`` or ``multi`` an image; see :func:`read_layout`. ``allow_empty`` accepts classes without
     images; ``outside_links`` follows links that leave the folder; ``max_broken`` is the share of a split that damaged
     shards may have cost; ``sequential`` says that reading will go nearly in order, so that parquet larger than memory
     need not be unpacked. Nothing is decoded here.
@@ -66,7 +69,7 @@ def open_dataset(
     Raises :class:`DataError`: missing path, nothing to learn from, fewer than two classes, an empty class, a class of
     val or test that train does not have, too much lost.
     """
-    layout = read_layout(source, outside_links=outside_links, sequential=sequential)
+    layout = read_layout(source, labels=labels, outside_links=outside_links, sequential=sequential)
     _require_whole(layout, max_broken)
     _require_usable(layout, allow_empty)
     notes = [*layout.notes, *_remarks(layout)]
@@ -87,21 +90,34 @@ def open_dataset(
     return Splits(sets["train"], sets["val"], sets.get("test"), layout.classes, notes)
 
 
-def read_layout(source: str | os.PathLike[str], *, outside_links: bool = False, sequential: bool = False) -> Layout:
-    """Read any source without judging it (options: :func:`open_dataset`). Raises :class:`DataError` for nothing."""
+def read_layout(
+    source: str | os.PathLike[str], *, labels: str = "auto", outside_links: bool = False, sequential: bool = False
+) -> Layout:
+    """Read any source without judging it (options: :func:`open_dataset`). Raises :class:`DataError` for nothing.
+
+    ``labels``: whether an image has one label or several is seen from a table or parquet (``auto``); ``single`` and
+    ``multi`` insist. Folders, shards and built-in sets have one label an image.
+    """
+    require_known([labels], FORMS, "form of labels")
     path = os.path.expanduser(os.fspath(source))
-    if not os.path.exists(path) and not is_pattern(path):
-        if path in BUILTIN:
-            return read_builtin(path)
+    known = os.path.exists(path) or is_pattern(path)
+    if not known and path not in BUILTIN:
         raise _missing(path)
-    if is_parquet(path):
-        return read_parquet(path, sequential)
+    if known and is_parquet(path):
+        return read_parquet(path, sequential, labels)
+    if os.path.isfile(path) and path.lower().endswith((".csv", ".tsv")):
+        return read_table(path, labels)
+    if labels == "multi":
+        raise UsageError(
+            f"expected a table or parquet for data.labels=multi, got {printable(path)}, which gives each image one "
+            "label. mend: list the images in a CSV with cells like cat;dog"
+        )
+    if not known:
+        return read_builtin(path)
     if is_shards(path):
         return read_shards(path)
     if os.path.isdir(path):
         return read_folder(path, outside_links=outside_links)
-    if path.lower().endswith((".csv", ".tsv")):
-        return read_table(path)
     raise DataError(
         f"expected a folder, a .csv, .tsv, .parquet or .tar file, or a pattern of .parquet or .tar files, "
         f"got {printable(path)}. mend: give the folder that holds one sub-folder a class"

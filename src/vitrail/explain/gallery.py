@@ -65,6 +65,8 @@ class Gallery:
 
     def caption(self, row: int) -> str:
         """Return markup: the true class, what it was taken for, how surely, and its name."""
+        if self.found.multi_label:
+            return self._several(row)
         label, guess = int(self.found.labels[row]), int(self.found.guesses[row])
         sure = f"{100 * float(self.found.scores[row, guess]):.0f} %"
         names = self.classes.names
@@ -72,10 +74,20 @@ class Gallery:
         said += sure if label == guess else f"taken for <b>{text_of(names[guess])}</b> {sure}"
         return f"{said}<br>{text_of(self.found.names[row])}"
 
+    def _several(self, row: int) -> str:
+        """Return markup: the true classes, what was missed and what was seen too much, and the image's name."""
+        true, found, names = self.found.labels[row], self.found.answers[row], self.classes.names
+        parts = [f"<b>{text_of(', '.join(names[c] for c in np.flatnonzero(true)) or 'no class')}</b>"]
+        for word, which in (("missed", true & ~found), ("too much", found & ~true)):
+            if which.any():
+                listed = (f"{names[c]} {100 * float(self.found.scores[row, c]):.0f} %" for c in np.flatnonzero(which))
+                parts.append(f"{word}: {text_of(', '.join(listed))}")
+        return "<br>".join([*parts, text_of(self.found.names[row])])
+
 
 def best_and_worst(gallery: Gallery, most: int = 12) -> str:
     """Return the surest right answers and the worst mistakes, as thumbnails."""
-    own, right = gallery.found.own_scores(), gallery.found.guesses == gallery.found.labels
+    own, right = gallery.found.own_scores(), gallery.found.right
     order = np.argsort(own, kind="stable")
     worst = _cards(gallery, [int(r) for r in order if not right[r]], most)
     best = _cards(gallery, _one_a_class(gallery.found, [int(r) for r in order[::-1] if right[r]]), most)
@@ -92,9 +104,9 @@ def best_and_worst(gallery: Gallery, most: int = 12) -> str:
 
 def _one_a_class(found: Predictions, rows: list[int]) -> list[int]:
     """Put the first row of every class before all others, so that one easy class does not fill the picture."""
-    first: dict[int, int] = {}
+    first: dict[object, int] = {}
     for row in rows:
-        first.setdefault(int(found.labels[row]), row)
+        first.setdefault(found.kind_of(row), row)
     return [*first.values(), *(r for r in rows if r not in set(first.values()))]
 
 
@@ -118,7 +130,7 @@ def thumbnail(image: Tensor, most: int = THUMBNAIL) -> str:
 
 def pick_examples(found: Predictions, most: int) -> list[int]:
     """Return rows to explain: right answers of different classes and the worst mistakes, half and half, then more."""
-    right = found.guesses == found.labels
+    right = found.right
     order = np.argsort(found.own_scores(), kind="stable")
     wrong = [int(r) for r in order if not right[r]][: most // 2]
     middle = _one_a_class(found, [int(r) for r in order[::-1] if right[r]])

@@ -13,9 +13,11 @@ from typing import Any
 from torch import nn
 
 from vitrail.errors import VitrailError
+from vitrail.metrics.classification import ClassificationMetrics
+from vitrail.metrics.multilabel import MultiLabelMetrics
 
 from . import gallery as pictures
-from . import sections
+from . import sections, several
 from .charts import text_of
 from .gallery import Gallery, Pictures
 from .page import Section, page
@@ -37,16 +39,9 @@ def write_report(folder: str | Path, *, dataset: Pictures | None = None) -> Path
     notes: list[str] = []
     gallery = _gallery(run, dataset, notes)
     model, preprocess = _model(run, notes)
-    metrics = None
-    if run.predictions is not None:
-        metrics = sections.measure(run.predictions, len(run.classes))
+    metrics, answers = _measured(run)
     parts = [Section("curves", "Training", sections.curves(run)), Section("data", "Data", sections.data(run))]
-    if metrics is not None:
-        parts += [
-            Section("confusion", "Confusion matrix", sections.confusion(run, metrics)),
-            Section("classes", "Classes", sections.per_class(run, metrics)),
-            Section("calibration", "Calibration", sections.calibration(metrics)),
-        ]
+    parts += answers
     if gallery is not None:
         parts.append(Section("predictions", "Best and worst", pictures.best_and_worst(gallery)))
     if model is not None and preprocess is not None:
@@ -58,6 +53,21 @@ def write_report(folder: str | Path, *, dataset: Pictures | None = None) -> Path
     header = sections.header(run, metrics) + "".join(f'<p class="note">{text_of(note)}</p>' for note in notes)
     html = page(f"Vitrail: {run.folder.name}", header, parts, _footer(run))
     return _replace(run.folder / "report.html", html)
+
+
+def _measured(run: Run) -> tuple[ClassificationMetrics | MultiLabelMetrics | None, list[Section]]:
+    """Return the metrics of the predictions, and the sections that show them."""
+    if run.predictions is None:
+        return None, []
+    if run.predictions.multi_label:
+        numbers = several.measure(run.predictions)
+        return numbers, [Section("classes", "Classes", several.per_class(run, numbers))]
+    metrics = sections.measure(run.predictions, len(run.classes))
+    return metrics, [
+        Section("confusion", "Confusion matrix", sections.confusion(run, metrics)),
+        Section("classes", "Classes", sections.per_class(run, metrics)),
+        Section("calibration", "Calibration", sections.calibration(metrics)),
+    ]
 
 
 def _gallery(run: Run, dataset: Pictures | None, notes: list[str]) -> Gallery | None:
@@ -79,8 +89,8 @@ def _reopen(run: Run, split: str) -> Pictures:
     from vitrail.data.sources import open_dataset
 
     data: dict[str, Any] = run.recipe.get("data") or {}
-    keys = ("val_fraction", "test_fraction", "seed", "allow_empty")
-    known = {k: data[k] for k in keys if isinstance(data.get(k), int | float)}
+    keys = ("val_fraction", "test_fraction", "seed", "allow_empty", "labels")
+    known = {k: data[k] for k in keys if isinstance(data.get(k), int | float | str) and data[k] != "auto"}
     splits = open_dataset(data["source"], **known)
     found = splits.test if split == "test" else splits.val
     if found is None:

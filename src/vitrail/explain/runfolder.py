@@ -27,16 +27,42 @@ class Predictions:
     Attributes:
         split: "test" or "val".
         names: how each image is called, N.
-        labels: (N,) true class indices.
-        scores: (N, K) softmax probabilities.
+        labels: (N,) true class indices, or, with several labels an image, (N, K) bool.
+        scores: (N, K) probabilities.
         indices: (N,) positions in the split's image set.
+        thresholds: (K,) from which score on a class is present; only with several labels an image.
     """
 
     split: str
     names: list[str]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | NDArray[np.bool_]
     scores: NDArray[np.float32]
     indices: NDArray[np.int64]
+    thresholds: tuple[float, ...] | None = None
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several classes."""
+        return self.labels.ndim == 2
+
+    @property
+    def answers(self) -> NDArray[np.int64] | NDArray[np.bool_]:
+        """What was predicted, in the form of ``labels``."""
+        if not self.multi_label:
+            return self.guesses
+        told = 0.5 if self.thresholds is None else self.thresholds
+        found: NDArray[np.bool_] = self.scores >= np.asarray(told, dtype=np.float32)
+        return found
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """(N,) whether the answer is right; with several labels an image, whether all of it is."""
+        same: NDArray[np.bool_] = np.asarray(self.answers == self.labels)
+        return np.asarray(same.all(1)) if self.multi_label else same
+
+    def kind_of(self, row: int) -> object:
+        """Something equal for images of equal labels."""
+        return self.labels[row].tobytes()
 
     @property
     def guesses(self) -> NDArray[np.int64]:
@@ -45,7 +71,11 @@ class Predictions:
         return guesses
 
     def own_scores(self) -> NDArray[np.float32]:
-        """(N,) the probability given to the true class."""
+        """(N,) the probability given to the true class; with several, the geometric mean over all true answers."""
+        if self.multi_label:
+            own = np.where(self.labels, self.scores, 1 - self.scores)
+            mean: NDArray[np.float32] = np.exp(np.log(np.maximum(own, 1e-12)).mean(1))
+            return mean
         scores: NDArray[np.float32] = self.scores[np.arange(len(self.labels)), self.labels]
         return scores
 
@@ -136,7 +166,9 @@ def _read_predictions(folder: Path) -> Predictions | None:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
                 names = [str(n) for n in found["names"]]
-                return Predictions(split, names, found["labels"], found["scores"], found["indices"])
+                told = _load(folder / f"details_{split}.json", json.loads).get("thresholds")
+                thresholds = tuple(map(float, told)) if told else None
+                return Predictions(split, names, found["labels"], found["scores"], found["indices"], thresholds)
         except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
             raise DataError(f"expected a readable {path}, got: {error}; mend: restore it, or train again") from error
     return None

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from vitrail.metrics.classification import ClassificationMetrics
+from vitrail.metrics.multilabel import MultiLabelMetrics
 
+from . import several
 from .charts import Plot, Series, span_of, text_of
 from .colors import BLUE, GREEN, MUTED, ORANGE
 from .matrix import confusion_svg, most_confused
@@ -43,7 +45,7 @@ def margin(share: float, count: int) -> float:
     return z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
 
 
-def header(run: Run, metrics: ClassificationMetrics | None) -> str:
+def header(run: Run, metrics: ClassificationMetrics | MultiLabelMetrics | None) -> str:
     """Say what was trained, on what, and with which result."""
     model, data = dig(run.recipe, "model", "name"), dig(run.recipe, "data", "source")
     title = f"<h1>{text_of(model or 'A model')} on {text_of(Path(data).name if data else 'data')}</h1>"
@@ -59,10 +61,19 @@ def header(run: Run, metrics: ClassificationMetrics | None) -> str:
     line = f'<p class="muted">{text_of(", ".join(said))}<br>{text_of(run.folder)}</p>'
     if metrics is None or run.predictions is None:
         return title + line + "<p>There are no predictions in this run yet.</p>"
-    numbers, split = metrics.compute(), run.predictions.split
+    split = run.predictions.split
+    shown = several.numbers(metrics, split) if isinstance(metrics, MultiLabelMetrics) else _numbers(run, metrics, split)
+    note = f"Measured with the best weights (chosen on validation) on {split}; ± is half the 95 % interval."
+    note = note if isinstance(metrics, ClassificationMetrics) else note.partition(";")[0] + "."
+    return f'{title}{line}{facts(shown)}<p class="note">{note}</p>'
+
+
+def _numbers(run: Run, metrics: ClassificationMetrics, split: str) -> list[tuple[str, str]]:
+    numbers = metrics.compute()
     count, top1 = int(numbers["count"]), numbers["top1"]
     shown = [
         (percent(top1), f"{split} accuracy, ± {100 * margin(top1, count):.1f}"),
+        (percent(numbers["macro_recall"]), "balanced accuracy"),
         (percent(numbers["macro_f1"]), "mean F1 of the classes"),
         (percent(numbers["ece"]), "calibration error"),
         (f"{count:,}", f"{split} images"),
@@ -70,8 +81,7 @@ def header(run: Run, metrics: ClassificationMetrics | None) -> str:
     ]
     if len(run.classes) > 10:
         shown.insert(1, (percent(numbers["top5"]), "top-5 accuracy"))
-    note = f"Measured with the best weights (chosen on validation) on {split}; ± is half the 95 % interval."
-    return f'{title}{line}{facts(shown)}<p class="note">{note}</p>'
+    return shown
 
 
 def data(run: Run) -> str:
@@ -117,11 +127,12 @@ def curves(run: Run) -> str:
     losses = [Series("train", smooth(raw), BLUE), Series("validation", run.curve("val", "loss"), ORANGE)]
     if len(raw) >= FEW_POINTS:
         losses.insert(0, Series("", raw, BLUE, faint=True))
-    accuracy = [Series("validation", run.curve("val", "top1"), GREEN)]
+    key, title = ("map", "Mean average precision") if run.curve("val", "map") else ("top1", "Accuracy")
+    accuracy = [Series("validation", run.curve("val", key), GREEN)]
     rate = [Series("learning rate", run.curve("train", "lr"), MUTED)]
     charts = [
         _curve("Loss", "cross entropy", losses, marks),
-        _curve("Accuracy on validation", "", accuracy, marks, percent_axis=True),
+        _curve(f"{title} on validation", "", accuracy, marks, percent_axis=True),
         _curve("Learning rate", "", rate, [], zero=True),
     ]
     drawn = "".join(figure(svg) for svg in charts if svg)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 _DOORS = {
     "ClassificationResult": "results",
     "Explanation": "explanation",
+    "MultiLabelResult": "labels",
     "Predictor": "predictor",
     "load": "predictor",
     "results_to_csv": "results",
@@ -19,13 +20,22 @@ _DOORS = {
 
 if TYPE_CHECKING:
     from .explanation import Explanation as Explanation
+    from .labels import MultiLabelResult as MultiLabelResult
     from .predictor import Predictor as Predictor
     from .predictor import load as load
     from .results import ClassificationResult as ClassificationResult
     from .results import results_to_csv as results_to_csv
     from .results import table_rows as table_rows
 
-__all__ = ["ClassificationResult", "Explanation", "Predictor", "load", "results_to_csv", "table_rows"]
+__all__ = [
+    "ClassificationResult",
+    "Explanation",
+    "MultiLabelResult",
+    "Predictor",
+    "load",
+    "results_to_csv",
+    "table_rows",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitrail.classes import ClassMap
@@ -26,10 +27,12 @@ from vitrail.weights.cards import Card
 
 from .explanation import Explanation
 from .inputs import Images, Item, is_single, items_of
+from .labels import MultiLabelResult
 from .results import ClassificationResult
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Precision = Literal["float32", "bfloat16"]
+Prediction = ClassificationResult | MultiLabelResult
 
 
 class Predictor:
@@ -40,6 +43,7 @@ class Predictor:
         card: what the weights ask of their images, their licence and origin.
         classes: the class map.
         img_size: (H, W) of the model's input.
+        thresholds: (K,) float32, from which score on a class is present; only with several labels an image.
     """
 
     def __init__(
@@ -67,6 +71,8 @@ class Predictor:
                 "mend: give the class map the weights were trained with"
             )
         self.classes = classes or ClassMap.of([f"class {i}" for i in range(count)])
+        told = card.thresholds
+        self.thresholds = np.full(count, 0.5, dtype=np.float32) if told is None else np.array(told, dtype=np.float32)
         self.preprocess = Preprocess(card, self.img_size)
 
     def __repr__(self) -> str:
@@ -87,7 +93,7 @@ class Predictor:
         except ValueError as error:
             raise UsageError(f"the model does not take images of {self.img_size}: {error}") from error
 
-    def __call__(self, images: Images) -> ClassificationResult | list[ClassificationResult]:
+    def __call__(self, images: Images) -> Prediction | list[Prediction]:
         """Classify ``images``; see :mod:`.inputs` for what they may be.
 
         Returns one result for one image, and a list for a folder, a glob, a list or a batch. An image that cannot be
@@ -96,7 +102,7 @@ class Predictor:
         results = list(self.stream(images))
         return results[0] if is_single(images) else results
 
-    def stream(self, images: Images) -> Iterator[ClassificationResult]:
+    def stream(self, images: Images) -> Iterator[Prediction]:
         """Yield results in order, in bounded memory: at most three batches of decoded crops exist at a time.
 
         Files are decoded by a few threads ahead of the model; the images of a generator are taken as needed.
@@ -120,7 +126,7 @@ class Predictor:
     def _crop(self, item: Item) -> Tensor:
         return self.preprocess.crop(item.read())
 
-    def _classify(self, batch: list[tuple[Item, Future[Tensor]]]) -> Iterator[ClassificationResult]:
+    def _classify(self, batch: list[tuple[Item, Future[Tensor]]]) -> Iterator[Prediction]:
         crops: list[Tensor] = []
         faults: dict[int, DataError] = {}
         for i, (_, future) in enumerate(batch):
@@ -132,16 +138,27 @@ class Predictor:
         for i, (item, _) in enumerate(batch):
             if i in faults:
                 reason = str(getattr(faults[i], "reason", "unusable"))
-                nothing = np.zeros(0, dtype=np.float32)
-                yield ClassificationResult(item.name, self.classes.names, nothing, str(faults[i]), reason)
+                yield self._result(item, np.zeros(0, dtype=np.float32), str(faults[i]), reason)
             else:
-                yield ClassificationResult(item.name, self.classes.names, next(scores).numpy(), _read=item.read)
+                yield self._result(item, next(scores).numpy())
+
+    def _result(
+        self, item: Item, scores: NDArray[np.float32], error: str | None = None, reason: str | None = None
+    ) -> Prediction:
+        read = item.read if error is None else None
+        if self.card.multi_label:
+            return MultiLabelResult(item.name, self.classes.names, scores, self.thresholds, error, reason, read)
+        return ClassificationResult(item.name, self.classes.names, scores, error, reason, read)
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        """Softmax over the classes, or, where an image may have several, each class by itself."""
+        return logits.float().sigmoid() if self.card.multi_label else logits.float().softmax(1)
 
     def scores(self, images: Tensor) -> Tensor:
-        """Return softmax scores (B, K), float32 on the CPU, of normalised images (B, 3, H, W)."""
+        """Return scores (B, K), float32 on the CPU, of normalised images (B, 3, H, W): softmax, or each by itself."""
         with torch.inference_mode():
             logits: Tensor = self.model(images.to(self.device, self.dtype))
-        return logits.float().softmax(1).cpu()
+        return self._probabilities(logits).cpu()
 
     def explain(
         self,
@@ -175,7 +192,7 @@ class Predictor:
         found = attention_maps(
             self.model, batch, method=method, target=None if chosen is None else torch.tensor([chosen])
         )
-        scores = found.logits.float().softmax(1)[0].cpu()
+        scores = self._probabilities(found.logits)[0].cpu()
         index = int(scores.argmax()) if chosen is None else chosen
         shown, per_head = found.maps[0].float().cpu(), None
         if found.per_head is not None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,31 @@ class Guess:
     label: str
     index: int
     score: float
+
+
+class Result(Protocol):
+    """What every kind of prediction has, for tables and files."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+    @property
+    def ok(self) -> bool: ...
+
+    @property
+    def _read(self) -> Callable[[], Tensor] | None: ...
+
+    def cells(self, top: int) -> list[str]:
+        """Return label, score and what comes next."""
+
+    def csv_columns(self, top: int) -> list[str]:
+        """Return the heads of :meth:`csv_cells`."""
+
+    def csv_cells(self, top: int) -> list[str]:
+        """Return the cells of one row; nothing after an error."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +96,7 @@ class ClassificationResult:
 
     def top(self, k: int = 5) -> list[Guess]:
         """Return the ``k`` best classes (all, if there are fewer), best first; an empty list after an error."""
-        if k < 1:
-            raise UsageError(f"expected top k of at least 1, got {k}")
-        order = np.argsort(-self.scores, kind="stable")[:k]
-        return [Guess(self.labels[i], int(i), float(self.scores[i])) for i in order]
+        return top_guesses(self.labels, self.scores, k)
 
     def to_json(self, *, top: int = 5) -> dict[str, Any]:
         """Return plain data for ``json.dumps``: schema, task, name, label, index, score, top, error."""
@@ -93,12 +116,39 @@ class ClassificationResult:
 
         The image is read again from its source. Raises :class:`DataError` if it could not be used.
         """
-        if not self.ok or self._read is None:
-            raise DataError(f"expected an image to draw, got {self.name!r}: {self.error or 'its pixels are not kept'}")
-        drawn = _draw_guesses(self._read(), self.top(top), Path(self.name).name)
-        if path is not None:
-            drawn.save(path)
-        return drawn
+        return draw_result(self, self.top(top), path)
+
+    def cells(self, top: int) -> list[str]:
+        """Return label, score and the next classes as a table for people shows them."""
+        best, *others = self.top(top)
+        return [best.label, f"{best.score:.1%}", ", ".join(f"{g.label} {g.score:.1%}" for g in others)]
+
+    @staticmethod
+    def csv_columns(top: int) -> list[str]:
+        """Return the heads of :meth:`csv_cells`."""
+        return [f"{c}{'' if i == 0 else f'_{i + 1}'}" for i in range(top) for c in ("label", "index", "score")]
+
+    def csv_cells(self, top: int) -> list[str]:
+        """Return label, index and score of each of the ``top`` classes; nothing after an error."""
+        return [cell for g in self.top(top) for cell in (g.label, str(g.index), f"{g.score:.6f}")]
+
+
+def top_guesses(labels: Sequence[str], scores: NDArray[np.float32], k: int) -> list[Guess]:
+    """Return the ``k`` highest scores (all, if there are fewer); equal ones by index."""
+    if k < 1:
+        raise UsageError(f"expected top k of at least 1, got {k}")
+    order = np.argsort(-scores, kind="stable")[:k]
+    return [Guess(labels[i], int(i), float(scores[i])) for i in order]
+
+
+def draw_result(result: Result, guesses: Sequence[Guess], path: str | Path | None) -> Image.Image:
+    """Draw the image of a result with classes beside it; also save it if ``path`` is given."""
+    if not result.ok or result._read is None:
+        raise DataError(f"expected an image to draw, got {result.name!r}: {result.error or 'its pixels are not kept'}")
+    drawn = _draw_guesses(result._read(), guesses, Path(result.name).name)
+    if path is not None:
+        drawn.save(path)
+    return drawn
 
 
 def _draw_guesses(image: Tensor, guesses: Sequence[Guess], title: str) -> Image.Image:
@@ -107,13 +157,15 @@ def _draw_guesses(image: Tensor, guesses: Sequence[Guess], title: str) -> Image.
 
     picture = resized(as_picture(image), most=420)
     wide, line, margin = 300, 44, 20
-    height = max(picture.shape[0], 40 + line * len(guesses))
+    height = max(picture.shape[0], 40 + line * max(1, len(guesses)))
     canvas = Image.new("RGB", (picture.shape[1] + wide + 3 * margin, height + 2 * margin), PAPER)
     canvas.paste(Image.fromarray(picture), (margin, margin))
     pen = ImageDraw.Draw(canvas)
     x, y = picture.shape[1] + 2 * margin, margin
     pen.text((x, y), fit_text(title, 14, wide), fill=MUTED, font=font(14))
     y += 34
+    if not guesses:
+        pen.text((x, y), "no class", fill=MUTED, font=font(16))
     for i, guess in enumerate(guesses):
         pen.text((x, y), fit_text(guess.label, 16, wide - 70), fill=INK, font=font(16))
         pen.text((x + wide, y), f"{100 * guess.score:.1f} %", fill=INK, font=font(16), anchor="ra")
@@ -123,34 +175,39 @@ def _draw_guesses(image: Tensor, guesses: Sequence[Guess], title: str) -> Image.
     return canvas
 
 
-def table_rows(results: Iterable[ClassificationResult], *, top: int = 3) -> tuple[list[str], list[list[str]]]:
-    """Return column heads and one row of text an image: name, best class, score, the next classes, or the error."""
+def table_rows(results: Iterable[Result], *, top: int = 3) -> tuple[list[str], list[list[str]]]:
+    """Return column heads and one row of text an image: name, best class, score, the next classes, or the error.
+
+    With several labels an image: name, all that are present, their scores, the next classes.
+    """
     heads = ["image", "label", "score", *(["then"] if top > 1 else [])]
     rows = []
     for result in results:
         if not result.ok:
             rows.append([result.name, "error", "", *([str(result.error)] if top > 1 else [])])
             continue
-        best, *others = result.top(top)
-        then = ", ".join(f"{g.label} {g.score:.1%}" for g in others)
-        rows.append([result.name, best.label, f"{best.score:.1%}", *([then] if top > 1 else [])])
+        rows.append([result.name, *result.cells(top)[: 3 if top > 1 else 2]])
     return heads, rows
 
 
-def results_to_csv(results: Iterable[ClassificationResult], path: str | Path, *, top: int = 1) -> Path:
+def results_to_csv(results: Iterable[Result], path: str | Path, *, top: int = 1) -> Path:
     """Write one row an image as it comes: name, label, index, score (``_2``... for the next ``top`` ones), error.
 
+    With several labels an image there are name, labels, scores (both with ``;`` between them), error, and ``top`` says
+    nothing: all that is present is written. An empty cell is an image of no class, so training can read the file.
     Names that are not valid UTF-8 are written byte for byte as the disk has them. Returns the path.
     """
     if top < 1:
         raise UsageError(f"expected top of at least 1, got {top}")
-    columns = [f"{c}{'' if i == 0 else f'_{i + 1}'}" for i in range(top) for c in ("label", "index", "score")]
+    results = iter(results)
+    first = next(results, None)
+    columns = ClassificationResult.csv_columns(top) if first is None else first.csv_columns(top)
     path = Path(path)
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["name", *columns, "error"])
-        for result in results:
-            cells = [cell for g in result.top(top) for cell in (g.label, g.index, f"{g.score:.6f}")]
+        for result in chain(() if first is None else (first,), results):
+            cells = result.csv_cells(top)
             cells += [""] * (len(columns) - len(cells))
             writer.writerow([result.name, *cells, result.error or ""])
     return path

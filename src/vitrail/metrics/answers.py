@@ -172,7 +172,13 @@ def _law_data(series: Series, times: float) -> dict[str, Any]:
         "falls": law.falls,
         "c_above_zero": law.saturates,
         "now": {"amount": now, "error": _triple(law.error(now))},
-        "then": {"amount": times * now, "error": _triple(law.error(times * now)), "far": law.far(times * now)},
+        "then": {
+            "amount": times * now,
+            "error": _triple(law.error(times * now)),
+            "one_run": _triple(law.measured(times * now, series.points[-1].count)),
+            "far": law.far(times * now),
+        },
+        "misfit": law.curve.misfit,
         "gain": _triple(law.gain(now, times * now)),
         "sentences": answer(series, times),
     }

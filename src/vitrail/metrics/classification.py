@@ -68,7 +68,7 @@ class ClassificationMetrics:
         """Return the numbers of the whole set, all in 0..1 except ``loss`` (nats) and ``count``.
 
         ``top5`` counts a hit among the five best of K, which for K <= 5 is every image. A class without any image
-        is left out of ``balanced`` and the macro means, as it has no recall.
+        is left out of the macro means, as it has no recall; ``macro_recall`` is also called balanced accuracy.
         """
         n = len(self)
         if n == 0:

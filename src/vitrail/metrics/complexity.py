@@ -30,6 +30,15 @@ def window_msa_macs(tokens: int, dim: int, window: int) -> int:
     return 4 * tokens * dim**2 + 2 * window**2 * tokens * dim
 
 
+def vit_macs(tokens: int, dim: int, depth: int, hidden: int, *, patches: int, patch: int, classes: int) -> int:
+    """Return the multiply-adds of a plain ViT on one RGB image: L (4NC² + 2N²C + 2NCH) + hw · 3P²C + CK.
+
+    N tokens (patches hw, and a class token), L blocks, H width of the feed-forward, P side of a patch, K classes.
+    """
+    blocks = depth * (msa_macs(tokens, dim) + 2 * tokens * dim * hidden)
+    return blocks + patches * 3 * patch**2 * dim + dim * classes
+
+
 def reduced_msa_macs(tokens: int, dim: int, ratio: int) -> int:
     """Return the multiply-adds of spatial-reduction attention: 2hwC² + hwC² + 2(hw / R²)C² + 2(hw)²C / R².
 

@@ -197,7 +197,7 @@ def _enough(points: Sequence[Point], question: Question) -> bool:
 
 def _most(points: Sequence[Point], question: Question) -> str:
     count = len({p.amount(question) for p in points})
-    return f"{count} different numbers of {NOUN[question]} in all, too few or too close"
+    return f"{count} different number{'s' * (count != 1)} of {NOUN[question]} in all, too few or too close"
 
 
 def _needed(question: Question) -> str:

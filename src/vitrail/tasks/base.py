@@ -12,7 +12,7 @@ from vitrail.errors import require_known
 Losses = dict[str, Tensor]
 """Named scalar losses (means over the real samples); their weighted total is under ``"loss"``."""
 
-TASKS = ("classify",)
+TASKS = ("classify", "multilabel")
 
 
 class Metrics(Protocol):
@@ -23,6 +23,9 @@ class Metrics(Protocol):
 
     def compute(self) -> dict[str, float]:
         """Return the numbers of everything seen."""
+
+    def thresholds(self) -> list[float] | None:
+        """Return the scores from which on a class is present, to be kept with the weights; None: the best class is."""
 
     def describe(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Return what a report draws beyond the numbers (tables, matrices), ready for JSON."""
@@ -50,8 +53,16 @@ def create_task(name: str, *, num_classes: int, options: Mapping[str, Any] | Non
     import inspect
 
     from .classify import Classify
+    from .multilabel import MultiLabel
 
     require_known([name], TASKS, "task")
+    kind: type[Classify] | type[MultiLabel] = Classify if name == "classify" else MultiLabel
     options = dict(options or {})
-    require_known(options, set(inspect.signature(Classify).parameters) - {"num_classes"}, f"option of task {name}")
-    return Classify(num_classes, **options)
+    require_known(options, set(inspect.signature(kind).parameters) - {"num_classes"}, f"option of task {name}")
+    return kind(num_classes, **options)
+
+
+def headline(metrics: Mapping[str, float | None]) -> tuple[str, float]:
+    """Return the name and the value of the number that a run is spoken of by."""
+    name, key = ("accuracy", "top1") if "top1" in metrics else ("mean average precision", "map")
+    return name, float(metrics[key] or 0.0)

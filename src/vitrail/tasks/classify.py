@@ -2,6 +2,7 @@
 
 Soft targets and label smoothing: Szegedy et al. 2016, arXiv 1512.00567, section 7. Two heads (class and distillation
 token): Touvron et al. 2021, arXiv 2012.12877, section 4, trained here without a teacher; with one: ``distil``.
+Weights and shifts for unequal classes: :mod:`.imbalance`.
 B batch, K classes.
 """
 
@@ -11,10 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from vitrail.errors import require_known
 from vitrail.metrics.classification import ClassificationMetrics
 
 from .base import Losses
@@ -53,11 +57,13 @@ class Classification:
         return best, index
 
 
+MONITORS = ("top1", "macro_recall", "macro_f1")
+
+
 class Classify:
     """Cross entropy (or one yes-or-no question a class) over one label an image, with soft targets and smoothing."""
 
     name = "classify"
-    monitor = "top1"
 
     def __init__(
         self,
@@ -66,6 +72,9 @@ class Classify:
         label_smoothing: float = 0.0,
         loss: Literal["ce", "bce"] = "ce",
         bce_threshold: float | None = None,
+        class_weights: ArrayLike | None = None,
+        logit_shift: ArrayLike | None = None,
+        monitor: str = "top1",
     ) -> None:
         """Set what is computed.
 
@@ -74,17 +83,26 @@ class Classify:
             label_smoothing: in [0, 1), the share of each target spread evenly over all K classes.
             loss: "ce" is cross entropy, "bce" :func:`~vitrail.tasks.losses.binary_cross_entropy`.
             bce_threshold: the latter's ``threshold``.
+            class_weights: (K,), what an image of each class counts in the loss; one mixed from two classes counts the
+                mean of both. Smoothing changes no weight.
+            logit_shift: (K,), added to the logits in training only (tau times the log prior: logit adjustment).
+            monitor: the metric that chooses the best weights, of :data:`MONITORS`.
         """
         if num_classes < 1:
             raise ValueError(f"expected num_classes >= 1, got {num_classes}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"expected label_smoothing in [0, 1), got {label_smoothing}")
+        require_known([monitor], MONITORS, "metric to monitor")
         if loss not in ("ce", "bce"):
             raise ValueError(f"expected loss 'ce' or 'bce', got {loss!r}")
         if loss != "bce" and bce_threshold is not None:
             raise ValueError(f"bce_threshold has no effect with loss={loss!r}; mend: leave it out")
-        self.num_classes, self.label_smoothing = num_classes, label_smoothing
+        if loss == "bce" and logit_shift is not None:
+            raise ValueError("logit_shift is for loss 'ce', where the classes compete; mend: leave it out")
+        self.num_classes, self.label_smoothing, self.monitor = num_classes, label_smoothing, monitor
         self.loss_kind, self.bce_threshold = loss, bce_threshold
+        self.class_weights = _vector(class_weights, num_classes, "class_weights")
+        self.logit_shift = _vector(logit_shift, num_classes, "logit_shift")
 
     def step(self, model: nn.Module, batch: LabelledImages) -> Losses:
         """Return the mean cross entropy over the kept images; both heads of a distilled model are named."""
@@ -99,7 +117,15 @@ class Classify:
         if logits.ndim != 2 or logits.shape[1] != self.num_classes:
             raise ValueError(f"expected logits (B, {self.num_classes}), got {tuple(logits.shape)}")
         target = batch.labels if batch.targets is None else batch.targets.float()
-        return mean_of_kept(self._each(logits.float(), target), batch.keep)
+        logits = logits.float()
+        if self.logit_shift is not None:
+            self.logit_shift = self.logit_shift.to(logits.device)
+            logits = logits + self.logit_shift
+        each = self._each(logits, target)
+        if self.class_weights is not None:
+            self.class_weights = weights = self.class_weights.to(logits.device)
+            each = each * (weights[target] if batch.targets is None else target @ weights)
+        return mean_of_kept(each, batch.keep)
 
     def _each(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of each image, (B,)."""
@@ -119,6 +145,15 @@ class Classify:
     def metrics(self) -> ClassifyMetrics:
         """Return a fresh accumulator over K classes."""
         return ClassifyMetrics(self.num_classes)
+
+
+def _vector(values: ArrayLike | None, count: int, what: str) -> Tensor | None:
+    if values is None:
+        return None
+    found = torch.from_numpy(np.asarray(values, dtype=np.float32))
+    if found.shape != (count,) or not bool(found.isfinite().all()):
+        raise ValueError(f"expected {what} of {count} finite numbers, got {found.tolist()}")
+    return found
 
 
 def mean_of_kept(each: Tensor, keep: Tensor) -> Tensor:
@@ -142,6 +177,9 @@ class ClassifyMetrics:
     def compute(self) -> dict[str, float]:
         """Return top1, top5, loss, the macro means, calibration error and count."""
         return self.numbers.compute()
+
+    def thresholds(self) -> None:
+        """The class of the highest score is the answer."""
 
     def describe(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Return the confusion matrix (rows true), the per-class table and the reliability bins."""

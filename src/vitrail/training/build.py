@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from vitrail.data.imbalance import CORRECTIONS, MULTI_CORRECTIONS, imbalance
 from vitrail.data.sources import Splits
 from vitrail.errors import UsageError
 from vitrail.models import build, config_of, configure
@@ -18,7 +20,10 @@ from vitrail.nn.lora import add_lora
 from vitrail.tasks import Task, create_task
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.distil import Distil
+from vitrail.tasks.imbalance import BETA, class_weights, log_prior
+from vitrail.tasks.multilabel import balance_of
 from vitrail.weights import Card, HeadSwap, card_for, load_weights, open_folder
+from vitrail.weights.cards import MULTI_LABEL, SINGLE_LABEL
 
 from .pipeline import eval_loader, threads
 from .precision import use_threads
@@ -53,7 +58,9 @@ def build_model(recipe: Recipe, splits: Splits, say: Callable[[str], None]) -> t
     origin = f"trained by Vitrail on {Path(recipe.data.source).name}" + (
         f", starting from {m.pretrained if m.pretrained else m.name}" if source is not None else ""
     )
-    return model, replace(card, name=m.name, input_size=model.config.img_size, crop_mode="center", origin=origin)
+    said = {"name": m.name, "input_size": model.config.img_size, "crop_mode": "center", "origin": origin}
+    kind = MULTI_LABEL if recipe.task == "multilabel" else SINGLE_LABEL
+    return model, replace(card, **said, problem_type=kind, thresholds=None)
 
 
 def _choose_what_learns(model: nn.Module, m: Model, say: Callable[[str], None]) -> None:
@@ -96,6 +103,21 @@ def _crop_pct(recipe: Recipe) -> float:
     return 0.9 if recipe.augment.crop == "resized" and min(size if isinstance(size, tuple) else (size,)) > 128 else 1.0
 
 
+def about_imbalance(recipe: Recipe, splits: Splits) -> str | None:
+    """Return a sentence on classes of very unequal size, and what the recipe does about them or could do; or None."""
+    found = imbalance(splits.train.counts(), splits.classes.names)
+    if found is None:
+        return None
+    flat = recipe.flat()
+    several = recipe.task == "multilabel"
+    kinds = ("data.balance", "train.class_weights", "train.logit_adjustment", "train.loss")
+    done = [f"{k}={flat[k]}" for k in kinds if flat[k] not in ("none", 0.0, "ce", "bce")]
+    fixes = MULTI_CORRECTIONS if several else CORRECTIONS
+    what = f"corrected by {done[0]}" if done else f"to make up for it, set one of {fixes}"
+    watched = "" if recipe.train.monitor != "top1" else "; train.monitor=macro_recall chooses weights by the class mean"
+    return f"{found}: {what}{watched}"
+
+
 def build_task(
     recipe: Recipe,
     splits: Splits,
@@ -105,9 +127,7 @@ def build_task(
     world: World = ALONE,
 ) -> Task:
     """Return the loss, metrics and postprocess of a resolved recipe; ``card`` is that of the network in training."""
-    t = recipe.train
-    options = {"label_smoothing": t.label_smoothing, "loss": t.loss, "bce_threshold": t.bce_threshold}
-    task = create_task(recipe.task, num_classes=len(splits.classes), options=options)
+    task = create_task(recipe.task, num_classes=len(splits.classes), options=_task_options(recipe, splits))
     d = recipe.distill
     if d is None or d.unlabelled is not None:  # in self-training the teacher was asked before
         return task
@@ -117,6 +137,24 @@ def build_task(
     say(f"teacher: {d.teacher} ({teacher.card.name}), {d.how} answers with weight {d.weight:g}")
     answers = _remembered(teacher, recipe, splits, card, device, world) if d.cache == "on" else teacher
     return Distil(task, answers, how=d.how, weight=d.weight, temperature=d.temperature or 1.0)
+
+
+def _task_options(recipe: Recipe, splits: Splits) -> dict[str, Any]:
+    t, counts = recipe.train, splits.train.counts()
+    options: dict[str, Any] = {"label_smoothing": t.label_smoothing, "loss": t.loss, "monitor": t.monitor}
+    if recipe.task == "multilabel":
+        images = len(splits.train)
+        options["base_rate"] = counts / images
+        if t.class_weights != "none" or t.logit_adjustment:
+            weighing = {"kind": t.class_weights, "beta": t.effective_beta or BETA, "tau": t.logit_adjustment}
+            options["balance"] = balance_of(counts, images, **weighing)
+        return options
+    options["bce_threshold"] = t.bce_threshold
+    if t.class_weights != "none":
+        options["class_weights"] = class_weights(counts, t.class_weights, beta=t.effective_beta or BETA)
+    if t.logit_adjustment:
+        options["logit_shift"] = t.logit_adjustment * log_prior(counts)
+    return options
 
 
 def _remembered(

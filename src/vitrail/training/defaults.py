@@ -41,6 +41,7 @@ class Facts:
     width: int
     count: int
     classes: int
+    multi_label: bool = False
 
     @property
     def side(self) -> int:
@@ -135,7 +136,7 @@ def measure(images: ImageSet) -> Facts:
             "mend: `vitrail data check` names what is wrong with each"
         )
     height, width = np.median(np.array(shapes), axis=0)
-    return Facts(int(height), int(width), len(images), len(images.classes))
+    return Facts(int(height), int(width), len(images), len(images.classes), images.multi_label)
 
 
 def resolve(recipe: Recipe, facts: Facts, device: torch.device, *, has_val: bool) -> tuple[Recipe, list[Decision]]:
@@ -153,6 +154,7 @@ def resolve(recipe: Recipe, facts: Facts, device: torch.device, *, has_val: bool
         if given.get(key) == "auto" and key not in {d.key for d in made}:
             made.append(Decision(key, value, reason))
 
+    _labels(recipe, facts, settle)
     _model(recipe, facts, device, settle)
     _augmentation(recipe, facts, _length(recipe, facts, device, settle), settle)
     _machine(recipe, facts, device, settle, has_val)
@@ -165,6 +167,20 @@ def resolve(recipe: Recipe, facts: Facts, device: torch.device, *, has_val: bool
     if count > facts.count:
         raise UsageError(f"expected train.batch_size of at most {facts.count}, the training images, got {count}")
     return settled, made
+
+
+def _labels(recipe: Recipe, facts: Facts, settle: Any) -> None:
+    """Settle what depends on whether an image has one label or several."""
+    task = "multilabel" if facts.multi_label else "classify"
+    reason = "several labels an image" if facts.multi_label else "one label an image"
+    if recipe.task not in ("auto", task):
+        raise UsageError(f"expected task {task}, because the data have {reason}, got {recipe.task}; mend: leave it out")
+    settle("task", task, reason)
+    settle("data.labels", "multi" if facts.multi_label else "single", "as the data have it")
+    settle("train.loss", "bce" if facts.multi_label else "ce", reason)
+    settle("train.monitor", "map" if facts.multi_label else "top1", "chooses the best weights")
+    smoothing = (0.0, "scores stay probabilities") if facts.multi_label else (0.1, "DeiT's value")
+    settle("train.label_smoothing", *smoothing)
 
 
 def preset_for(facts: Facts) -> Preset:
@@ -252,7 +268,6 @@ def _length(recipe: Recipe, facts: Facts, device: torch.device, settle: Any) -> 
     name, base = ("adamw", 1e-3 if few else 1e-4) if tuned else (preset.optimizer, preset.lr)
     settle("optim.name", name, "fine-tuning" if tuned else preset.basis)
     lr = _optimizer(recipe, _or(recipe.optim.name, name), base, batch, settle)
-    settle("train.label_smoothing", 0.1, "DeiT's value")
     _schedule(recipe, lr, epochs, settle)
     updates = max(1, facts.count // batch) * epochs
     decay = round(min(0.9998, max(0.9, 1 - 20 / updates)), 5)
@@ -336,5 +351,5 @@ def sentences(made: list[Decision]) -> list[str]:
     for d in made:
         section, _, key = d.key.partition(".")
         if d.value is not None:
-            groups.setdefault((section, d.reason), []).append(f"{key} {d.value}")
+            groups.setdefault((section, d.reason), []).append(f"{key} {d.value}".strip())
     return [f"{section}: {', '.join(values)} ({reason})" for (section, reason), values in groups.items()]

@@ -12,13 +12,13 @@ from vitrail.errors import DataError
 from vitrail.explain.runfolder import Run, read_run
 from vitrail.metrics.cost import cost
 from vitrail.metrics.laws import Point
+from vitrail.metrics.scale import train_flops
 from vitrail.models import build
 from vitrail.weights import open_folder
 
 from .recipe import flatten
 
 DEEPEST = 3  # folders below the one given in which runs are looked for: family/classify/run
-BACKWARD = 2  # forward passes that a backward pass costs
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
@@ -86,7 +86,7 @@ def _point(run: Run, settings: dict[str, Any], costs: dict[Any, int]) -> Point:
             params=int(summary["params"]),
             images=int(summary["images"]["train"]),
             epochs=int(summary["epochs"]),
-            flops=training_flops(costs[config], int(summary["steps"]) * int(settings["train.batch_size"])),
+            flops=train_flops(costs[config], int(summary["steps"]) * int(settings["train.batch_size"])),
             seed=int(settings["train.seed"]),
             wrong=int((predictions.guesses != labels).sum()),
             count=len(labels),
@@ -97,11 +97,6 @@ def _point(run: Run, settings: dict[str, Any], costs: dict[Any, int]) -> Point:
         raise DataError(
             f"expected {run.folder} as vitrail train writes it, got no {error}; mend: train it again"
         ) from None
-
-
-def training_flops(macs: int, images: int) -> float:
-    """Return what a training of ``images`` images costs: forward and backward, a multiply and an add as two."""
-    return float(2 * macs * (1 + BACKWARD) * images)
 
 
 def _require_same_test(one: Run, other: Run) -> None:

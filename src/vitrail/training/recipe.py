@@ -24,7 +24,9 @@ PREFIX = "VITRAIL_"
 class Recipe(Section):
     """The whole description of a run."""
 
-    task: Literal["classify"] = Field("classify")
+    task: Literal["auto", "classify", "multilabel"] = Field(
+        "auto", description="classify: one label an image; multilabel: any number; auto: as the data have it"
+    )
     name: str | None = Field(None, description="folder of the run below out/task; null: the model's name and a number")
     out: str = Field("runs", description="folder that holds all runs")
     model: Model = Field(default_factory=Model)
@@ -81,6 +83,50 @@ class Recipe(Section):
                 f"expected train.batch_size of at least {least} with augment.repeats: {a.repeats}"
                 f"{' and mixing' if least > a.repeats else ''}, got {batch}"
             )
+
+    @model_validator(mode="after")
+    def _one_correction(self) -> Recipe:
+        """Each of these makes up for unequal classes in full; two of them would favour the rare ones."""
+        given = {
+            "data.balance": self.data.balance != "none",
+            "train.class_weights": self.train.class_weights != "none",
+            "train.logit_adjustment": self.train.logit_adjustment > 0,
+            "train.loss: asymmetric": self.train.loss == "asymmetric",
+        }
+        chosen = [key for key, on in given.items() if on]
+        if len(chosen) > 1:
+            raise ValueError(
+                f"expected one correction for unequal classes, got {' and '.join(chosen)}, which would correct twice; "
+                "mend: keep one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> Recipe:
+        """What one kind of labels has no use for; ``auto`` is looked at again when it is settled."""
+        several = self.task == "multilabel"
+        if self.task == "auto":
+            return self
+        if several and self.distill is not None:
+            raise ValueError("expected one label an image with a teacher, got several; mend: leave distill out")
+        if several and self.data.balance != "none":
+            raise ValueError(
+                f"data.balance: {self.data.balance} has no meaning with several labels an image: one of them cannot be "
+                "drawn alone; mend: train.class_weights: balanced"
+            )
+        losses = ("bce", "asymmetric") if several else ("ce", "bce")
+        if self.train.loss not in ("auto", *losses):
+            raise ValueError(f"expected train.loss of {', '.join(losses)} with {self.task}, got {self.train.loss!r}")
+        if several and self.train.bce_threshold is not None:
+            raise ValueError("train.bce_threshold is for one label an image; mend: leave it out")
+        if not several and self.train.loss == "bce" and self.train.logit_adjustment:
+            raise ValueError(
+                "train.logit_adjustment is for loss: ce, where the classes compete; mend: train.class_weights: balanced"
+            )
+        fitting = ("map", "micro_f1", "macro_f1") if several else ("top1", "macro_recall", "macro_f1")
+        if self.train.monitor not in ("auto", *fitting):
+            raise ValueError(f"expected train.monitor of {', '.join(fitting)}, got {self.train.monitor!r}")
+        return self
 
     @classmethod
     def load(

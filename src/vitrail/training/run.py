@@ -15,8 +15,11 @@ import numpy as np
 from vitrail.data.imageset import ImageSet
 from vitrail.data.sources import Splits, open_dataset
 from vitrail.errors import UsageError, VitrailError
+from vitrail.tasks import headline
 from vitrail.tasks.evaluate import Evaluation
+from vitrail.tasks.multilabel import MultiLabel
 
+from .build import about_imbalance
 from .checkpoint import Checkpoints, Saved, replace_bytes
 from .defaults import measure, resolve, sentences
 from .folder import environment, fingerprint, locked, make_folder, started_before, write_json
@@ -78,8 +81,9 @@ def train(
             progress.say(note)
         settled, made = resolve(asked, measure(splits.train), device, has_val="val" in _own_splits(asked))
         settled = _for_all(settled, asked, world)
-        for line in sentences(made):
-            progress.say(line)
+        for line in [*sentences(made), about_imbalance(settled, splits)]:
+            if line is not None:
+                progress.say(line)
         identity = Identity(fingerprint(splits), splits.classes.to_json(), settled.flat())
         folder = make_folder(settled.out, settled.task, settled.name, settled.model.name, world)
         with locked(folder, world):
@@ -205,6 +209,7 @@ def _open(recipe: Recipe) -> Splits:
         test_fraction=d.test_fraction,
         train_fraction=d.train_fraction,
         seed=d.seed,
+        labels=d.labels,
         allow_empty=d.allow_empty,
         max_broken=d.max_broken,
         sequential=d.window is not None,
@@ -214,7 +219,7 @@ def _open(recipe: Recipe) -> Splits:
 def _own_splits(recipe: Recipe) -> list[str]:
     from vitrail.data.sources import read_layout
 
-    return list(read_layout(recipe.data.source, sequential=True).parts)
+    return list(read_layout(recipe.data.source, labels=recipe.data.labels, sequential=True).parts)
 
 
 def _introduce(session: Session) -> None:
@@ -250,7 +255,8 @@ def _run(session: Session) -> RunResult:
     summary = _finish(session)
     split = "test" if "test" in summary["results"] else "val"
     metrics = summary["results"][split]
-    say(f"{split} accuracy {100 * metrics['top1']:.2f} % on {metrics['count']:.0f} images (best weights)")
+    name, value = headline(metrics)
+    say(f"{split} {name} {100 * value:.2f} % on {metrics['count']:.0f} images (best weights)")
     if first:
         _report(session, split)
     session.world.wait()
@@ -259,12 +265,16 @@ def _run(session: Session) -> RunResult:
 
 def _finish(session: Session) -> dict[str, Any]:
     """Save the last weights, measure the best ones on every held-out split as they lie on the disk, and sum up."""
+    from vitrail.weights import open_folder
+
     state, splits, recipe = session.state, session.splits, session.recipe
     if state.best is None:
         raise VitrailError("the best weights could not be written; mend: free some space, then `vitrail resume`")
     session.save_weights("last", {"epoch": recipe.train.epochs, "step": state.step})
     session.world.wait()
     best = session.best()
+    if isinstance(session.task, MultiLabel):
+        session.task.thresholds = open_folder(session.folder / "best").card.thresholds  # of validation, used on test
     results, problems = {}, list(session.batches.problems)
     for name, images in (("val", splits.val), ("test", splits.test)):
         if images is None:

@@ -111,6 +111,9 @@ class Data(Section):
     balance: Literal["none", "sqrt", "equal"] = Field(
         "none", description="how often an epoch visits a class: as it has images, the root of that, or all alike"
     )
+    labels: Literal["single", "multi"] | Auto = Field(
+        "auto", description="labels an image: one, or any number; auto: seen from the table or parquet"
+    )
     window: Positive | None = Field(
         None, description="shards (tar files, row groups) mixed at a time, for slow disks; null: the whole set"
     )
@@ -278,11 +281,27 @@ class Train(Section):
     epochs: Positive | Auto = Field("auto", description="times through the training images")
     batch_size: Positive | Auto = Field("auto", description="images an update")
     accumulation: Positive = Field(1, description="pieces a batch is computed in: less memory, the same gradient")
-    loss: Literal["ce", "bce"] = Field("ce", description="cross entropy, or a yes-or-no question a class (DeiT III)")
+    loss: Literal["ce", "bce", "asymmetric"] | Auto = Field(
+        "auto",
+        description="ce: cross entropy; bce: a yes-or-no question a class (DeiT III); asymmetric: of several labels an "
+        "image, many of them rare (arXiv 2009.14119); auto: ce, or bce with several labels",
+    )
     bce_threshold: Decay | None = Field(
         None, description="mixed targets above this count as whole ones in loss: bce; null: as they are"
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Auto = Field("auto", description="spread over all classes")
+    class_weights: Literal["none", "balanced", "effective"] = Field(
+        "none", description="of the loss; balanced: by inverse count; effective: by effective number (arXiv 1901.05555)"
+    )
+    effective_beta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="of effective class weights, 0.999: a class's number of images levels off at 1 / (1 - beta)"
+    )
+    logit_adjustment: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="tau: tau times the log share of each class is added to its logit in training (2007.07314)"
+    )
+    monitor: Literal["top1", "macro_recall", "macro_f1", "micro_f1", "map"] | Auto = Field(
+        "auto", description="metric that chooses the best weights; macro_recall: the mean accuracy of the classes"
+    )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | Auto | None = Field("auto", description="null: no average")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 keeps float32 master weights")
     parallel: Literal["ddp", "fsdp", "hsdp"] | None = Field(
@@ -315,4 +334,15 @@ class Train(Section):
             )
         if isinstance(self.epochs, int) and isinstance(self.eval_every, int) and self.eval_every > self.epochs:
             raise ValueError(f"expected eval_every <= epochs ({self.epochs}), got {self.eval_every}")
+        return self
+
+    @model_validator(mode="after")
+    def _beta_is_of_effective_weights(self) -> Train:
+        if self.class_weights == "effective" and self.effective_beta is None:
+            self.effective_beta = 0.999
+        if self.class_weights != "effective" and self.effective_beta is not None:
+            raise ValueError(
+                f"effective_beta has no effect with class_weights: {self.class_weights}; "
+                "mend: class_weights: effective, or leave effective_beta out"
+            )
         return self

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from vitrail.data.imageset import FileStore, ImageSet
 from vitrail.data.pseudo import Answers, account, choose, find_images, join, real_paths
 from vitrail.data.sources import Splits
-from vitrail.errors import DataError, WeightsError
+from vitrail.errors import DataError, UsageError, WeightsError
 from vitrail.weights.read import read_header, read_safetensors
 
 from .checkpoint import replace_bytes
@@ -89,6 +89,8 @@ def with_unlabelled(
     d = recipe.distill
     if d is None or d.unlabelled is None:
         return splits
+    if splits.train.multi_label:
+        raise UsageError("expected one label an image with a teacher, got several; mend: leave distill out")
     store, notes = _usable(d.unlabelled, splits)
     key = _key(recipe, store)
     found = reread(folder, store, key) if folder is not None else None

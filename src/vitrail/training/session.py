@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +187,9 @@ class Session:
         # one of several processes must not leave the others alone in the middle
         found = self.measure(self.shown, _until(stop, batches) if self.world.alone else batches)
         self.log("val", self.state.step, {"epoch": epoch, **found.metrics})
+        told = found.accumulator.thresholds()
+        if told is not None:
+            self.card = replace(self.card, num_classes=len(told), thresholds=tuple(told))
         best, words = self.state.best, ""
         if best is None or self._rank(found.metrics) > self._rank(best["metrics"]):
             best = {"epoch": epoch, "step": self.state.step, "metrics": found.metrics}

@@ -78,6 +78,8 @@ class Kitchen:
     def __init__(self, sources: Sequence[str], train: ImageSet | None, batch: int, device: torch.device) -> None:
         self.sources, self.train, self.batch, self.device = sources, train, batch, device
         self.model, self.card, self.classes = load_folder(sources[0])
+        if self.card.multi_label:
+            raise UsageError(f"expected models of one label an image, got one of several: {sources[0]}")
         self.model.to(device)
         self.filled: Indices = (0,)
 

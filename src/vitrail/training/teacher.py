@@ -84,6 +84,8 @@ class Teacher:
         """
         require_teacher(settings)
         model, own, known = load_folder(settings.teacher)
+        if own.multi_label:
+            raise WeightsError(f"expected a teacher of one label an image, got one of several: {settings.teacher}")
         if known is None:
             raise WeightsError(
                 f"expected a teacher with a class map, got {settings.teacher}, which does not name its classes; "

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from vitrail.errors import WeightsError, did_you_mean
 
 Triple = tuple[float, float, float]
+SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
 HALF: Triple = (0.5, 0.5, 0.5)
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
@@ -37,6 +38,9 @@ class Card:
         origin: who made the weights, from what.
         hub_id: ``org/name`` on the hub, or None.
         revision: commit of the hub repository the files were fetched at, or None.
+        problem_type: what the scores are, in transformers' words: "single_label_classification" (softmax) or
+            "multi_label_classification" (sigmoid: any number of classes an image).
+        thresholds: (K,), from which score on a class is present (several labels an image); None: 0.5 for all.
         numerics: fields of the model's ``Numerics`` that these weights need, such as ``norm_eps``.
     """
 
@@ -52,12 +56,15 @@ class Card:
     origin: str | None = None
     hub_id: str | None = None
     revision: str | None = None
+    problem_type: str = SINGLE_LABEL
+    thresholds: tuple[float, ...] | None = None
     numerics: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = {
             "interpolation": ("bicubic", "bilinear", "nearest"),
             "crop_mode": ("center", "squash"),
+            "problem_type": (SINGLE_LABEL, MULTI_LABEL),
         }
         for name, values in known.items():
             if getattr(self, name) not in values:
@@ -66,6 +73,17 @@ class Card:
             raise WeightsError(f"expected crop_pct above 0 and at most 1, got {self.crop_pct}")
         if len(self.mean) != len(self.std) or any(s <= 0 for s in self.std):
             raise WeightsError(f"expected a mean and a positive std for each channel, got {self.mean} and {self.std}")
+
+        if self.thresholds is not None and (not self.multi_label or len(self.thresholds) != self.num_classes):
+            raise WeightsError(
+                f"expected thresholds of several labels an image, one for each of {self.num_classes} classes, got "
+                f"{len(self.thresholds)} with {self.problem_type}"
+            )
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several classes, or none."""
+        return self.problem_type == MULTI_LABEL
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""

@@ -21,7 +21,7 @@ from vitrail.models import build, config_from_dict, config_to_dict, configure
 
 from . import configs
 from .atomic import new_folder
-from .cards import Card
+from .cards import SINGLE_LABEL, Card
 from .families import family_of
 from .preprocess import read_preprocessor, write_preprocessor
 from .read import WEIGHTS, read_folder_shapes, read_folder_tensors, read_json, sha256
@@ -142,6 +142,7 @@ def _config_json(
     data: dict[str, Any] = {
         "architecture": architecture,
         "num_classes": config.num_classes,
+        **({"problem_type": card.problem_type} if card.multi_label else {}),
         "num_features": family.num_features(model),
         "model_args": arguments,
         "pretrained_cfg": {k: v for k, v in look.items() if v is not None or k == "pool_size"},
@@ -232,6 +233,7 @@ def _open_timm(path: Path, data: Mapping[str, Any]) -> Folder:
         crop_mode="squash" if look.get("crop_mode") == "squash" else "center",
         num_classes=config.num_classes,
         licence=look.get("license"),
+        problem_type=data.get("problem_type") or SINGLE_LABEL,
         origin=look.get("origin_url"),
         numerics=family_of(config).numerics(config),
     )
@@ -258,6 +260,7 @@ def _open_transformers(path: Path, data: Mapping[str, Any]) -> Folder:
         crop_mode="squash",
         num_classes=config.num_classes,
         origin=data.get("_name_or_path") or None,
+        problem_type=data.get("problem_type") or SINGLE_LABEL,
         numerics=family_of(config).numerics(config),
     )
     notes: tuple[str, ...] = ()
@@ -287,7 +290,8 @@ def load_folder(source: str | Path, **overrides: Any) -> tuple[nn.Module, Card, 
     load_into(model, folder, new_head="num_classes" in overrides)
     same = config.num_classes == folder.config.num_classes
     size = config.img_size if "img_size" in overrides else folder.card.input_size
-    card = replace(folder.card, num_classes=config.num_classes, input_size=size)
+    thresholds = folder.card.thresholds if same else None
+    card = replace(folder.card, num_classes=config.num_classes, input_size=size, thresholds=thresholds)
     return model, card, folder.classes if same else None
 
 

@@ -32,7 +32,9 @@ def model_card(card: Card, config: Any, classes: ClassMap | None) -> str:
         f"# {name}",
         "",
         f"- Architecture: {family.describe(config)}",
-        f"- Classes: {config.num_classes}" + (f" ({classes.summary()})" if classes else ""),
+        f"- Classes: {config.num_classes}"
+        + (f" ({classes.summary()})" if classes else "")
+        + (", any number of them an image (sigmoid)" if card.multi_label else ""),
         f"- Images: {card.input_size[0]} x {card.input_size[1]}, {card.interpolation}, {card.crop_mode}"
         f" (crop_pct {card.crop_pct:g}), mean {list(card.mean)}, std {list(card.std)}",
         f"- Licence: {card.licence or 'unknown'}",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.data.sources import Splits, open_dataset
-from vitrail.errors import UsageError, WeightsError, require_known
+from vitrail.errors import DataError, UsageError, WeightsError, require_known
 from vitrail.metrics.intervals import mean_interval, share_interval
 from vitrail.models import as_size, variants
 from vitrail.training.precision import pick_device
@@ -110,6 +110,8 @@ def probe(
     network, card = _open_model(str(model), img_size)
     if not isinstance(data, Splits):
         data = open_dataset(data, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+    if data.train.multi_label:
+        raise DataError(f"expected one label an image to probe with, got several in {source}; mend: vitrail train")
     for note in data.notes:
         say(note)
     cache = FeatureCache(Path(out) / "features", say)
