@@ -243,7 +243,8 @@ def _run(session: Session) -> RunResult:
     folder, say, first = session.folder, session.progress.say, session.world.first
     again = f"vitrail resume {shlex.quote(str(folder))}"
     try:
-        session.train()
+        with peers_needed(session.world):
+            session.train()
     except Interrupted as stopped:
         if first:
             replace_bytes(folder / RESUMABLE, f"{again}\n".encode())
