@@ -30,7 +30,7 @@ from .recipe import Recipe
 from .selftrain import with_unlabelled
 from .session import Identity, Session, finite
 from .signals import Interrupted
-from .world import PeerLost, World, open_world, peers_needed, restart_advice
+from .world import ALONE, PeerLost, World, open_world, peers_needed, restart_advice
 
 # Keys that may change between the start of a run and its resumption: they do not change what is computed.
 FREE = (
