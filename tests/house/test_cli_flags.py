@@ -10,6 +10,8 @@ from vitrail.cli.main import app
 FROZEN = {
     "vitrail": "--help --version",
     "train": "--batch --data --device --epochs --help --img-size --json --lr --model --name --out --seed --set words",
+    "plan": "--batch --data --device --epochs --help --img-size --json --lr --memory --model --name --out --parallel "
+    "--processes --seed --set words",
     "resume": "--force --help --json --steps --verify run",
     "val": "--batch --data --device --help --json --split model",
     "predict": "--batch --csv --device --help --img-size --json --top images model",

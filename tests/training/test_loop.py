@@ -178,7 +178,9 @@ def test_lack_of_memory_says_what_to_change(error: RuntimeError, monkeypatch: py
 
     made = loop(accumulation=2)
     monkeypatch.setattr(made.task, "step", full)
-    with pytest.raises(VitrailError, match=r"6 images of 16 x 16.*\n.*train\.accumulation=4.*--batch 3") as caught:
+    with pytest.raises(
+        VitrailError, match=r"6 images of 16 x 16.*\n.*train\.accumulation=4.*train\.recompute.*--batch 3.*vitrail plan"
+    ) as caught:
         made.run()
     assert caught.value.exit_code == 1
 

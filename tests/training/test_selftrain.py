@@ -208,6 +208,8 @@ def test_bad_input(photos: Path, tmp_path: Path, teacher: str, unlabelled: Path)
     for idle in ({"distill.weight": 0.5}, {"distill.cache": "on"}):
         with pytest.raises(UsageError, match="has no effect with unlabelled"):
             noisy(photos, tmp_path / "runs", teacher, unlabelled, **idle)
+    with pytest.raises(UsageError, match=r"data\.window and distill\.unlabelled exclude each other"):
+        noisy(photos, tmp_path / "runs", teacher, unlabelled, **{"data.window": 2})
     for idle in ({"distill.confidence": 0.5}, {"distill.balance": 5}):
         with pytest.raises(UsageError, match="has no effect without unlabelled"):
             Recipe.load({}, {"distill.teacher": "x", **idle}, {})

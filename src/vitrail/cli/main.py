@@ -18,7 +18,22 @@ import typer
 from vitrail import __version__
 from vitrail.errors import VitrailError
 
-from . import convert, data, data_bench, data_shard, explain, models, predict, probe, resume, scaling, soup, train, val
+from . import (
+    convert,
+    data,
+    data_bench,
+    data_shard,
+    explain,
+    models,
+    plan,
+    predict,
+    probe,
+    resume,
+    scaling,
+    soup,
+    train,
+    val,
+)
 from .console import emit, machine_readable, say
 
 FAILURE, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -39,6 +54,7 @@ data_app.command("shard")(data_shard.shard)
 data_app.command("bench")(data_bench.bench)
 
 app.command("train")(train.train)
+app.command("plan")(plan.plan)
 app.command("resume")(resume.resume)
 app.command("val")(val.val)
 app.command("predict")(predict.predict)

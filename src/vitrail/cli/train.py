@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,21 +50,29 @@ def train(
         "name": name,
         "out": out,
     }
+    recipe, changes = asked_for(words, options, settings or [])
+
+    from vitrail.training.recipe import Recipe
+    from vitrail.training.run import train as run
+
+    finish("train", as_json, run(Recipe.load(recipe or {}, changes)))
+
+
+def asked_for(
+    words: list[str], options: dict[str, Any], settings: list[str], verb: str = "train"
+) -> tuple[Path | None, dict[str, Any]]:
+    """Return the recipe file, if one is named, and the settings laid over it, from the words and options of a verb."""
     paths, pairs = split_pairs(words)
     if len(paths) > 1:
         raise UsageError(f"expected one data set or recipe, got {len(paths)}: {', '.join(paths)}")
     recipe: Path | None = None
     if paths and Path(paths[0]).suffix.lower() in (".yaml", ".yml"):
         recipe = Path(paths[0])
-    elif paths and data is not None:
-        raise UsageError(f"the data is given twice: {paths[0]} and --data {data}; mend: keep one")
+    elif paths and options["data"] is not None:
+        raise UsageError(f"the data is given twice: {paths[0]} and --data {options['data']}; mend: keep one")
     elif paths:
-        options["data"] = paths[0]
-    changes = gather(options, [*pairs, *(settings or [])])
+        options = {**options, "data": paths[0]}
+    changes = gather(options, [*pairs, *settings])
     if recipe is None and "data.source" not in changes:
-        raise UsageError("expected data to train on, got none; mend: vitrail train FOLDER, or vitrail train digits")
-
-    from vitrail.training.recipe import Recipe
-    from vitrail.training.run import train as run
-
-    finish("train", as_json, run(Recipe.load(recipe or {}, changes)))
+        raise UsageError(f"expected data to train on, got none; mend: vitrail {verb} FOLDER, or vitrail {verb} digits")
+    return recipe, changes

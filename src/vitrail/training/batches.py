@@ -45,6 +45,7 @@ def memory_advice(shape: tuple[int, int, int], accumulation: int, error: Runtime
     return VitrailError(
         f"out of memory at a batch of {batch} images of {height} x {width} in {accumulation} piece(s): "
         f"{str(error).splitlines()[0]}\n"
-        f"mend, in this order: {first}; --batch {max(1, batch // 2)}; --set train.precision=bf16; "
-        f"a smaller --img-size or --model"
+        f"mend, in this order: {first}; --set train.recompute=true (the same result, a third more time); "
+        f"--batch {max(1, batch // 2)}; --set train.precision=bf16; a smaller --img-size or --model; "
+        f"`vitrail plan` in place of `vitrail train` says beforehand what fits"
     )

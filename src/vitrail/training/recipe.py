@@ -56,6 +56,11 @@ class Recipe(Section):
         self._require_room_for_copies()
         if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name in (".", "..")):
             raise ValueError(f"expected name as one folder name, got {self.name!r}")
+        if self.distill is not None and self.distill.unlabelled is not None and self.data.window is not None:
+            raise ValueError(
+                "data.window and distill.unlabelled exclude each other: images without labels lie in no shards; mend: "
+                "leave one of them out"
+            )
         if self.model.freeze == "backbone" and self.optim.layer_decay is not None:
             raise ValueError("optim.layer_decay has no effect with model.freeze: backbone; mend: leave it out")
         if self.model.freeze != "none" and self.optim.name == "muon":

@@ -79,8 +79,14 @@ def train(
         splits = with_unlabelled(asked, _open(asked), None, progress.say, world)
         for note in splits.notes:
             progress.say(note)
-        settled, made = resolve(asked, measure(splits.train), device, has_val="val" in _own_splits(asked))
+        facts = measure(splits.train)
+        settled, made = resolve(asked, facts, device, has_val="val" in _own_splits(asked))
         settled = _for_all(settled, asked, world)
+        if settled.train.accumulation == "auto":
+            from .planning import settle_accumulation
+
+            settled, decision = settle_accumulation(settled, splits, facts, device, progress.say, world)
+            made.append(decision)
         for line in [*sentences(made), about_imbalance(settled, splits)]:
             if line is not None:
                 progress.say(line)

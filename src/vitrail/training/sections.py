@@ -280,7 +280,9 @@ class Train(Section):
 
     epochs: Positive | Auto = Field("auto", description="times through the training images")
     batch_size: Positive | Auto = Field("auto", description="images an update")
-    accumulation: Positive = Field(1, description="pieces a batch is computed in: less memory, the same gradient")
+    accumulation: Positive | Auto = Field(
+        1, description="pieces a batch is computed in: less memory, the same gradient; auto: the fewest that fit"
+    )
     loss: Literal["ce", "bce", "asymmetric"] | Auto = Field(
         "auto",
         description="ce: cross entropy; bce: a yes-or-no question a class (DeiT III); asymmetric: of several labels an "
@@ -310,7 +312,8 @@ class Train(Section):
         "copy (hsdp); null: all of it while that takes less than 40 % of the device's memory",
     )
     timeout_minutes: Rate = Field(10.0, description="how long a process waits for the others before it gives up")
-    compile: bool = Field(False, description="torch.compile the training step (a minute at first)")
+    recompute: bool = Field(False, description="keep a block's input alone, compute it twice: less memory, same result")
+    compile: bool = Field(False, description="torch.compile, block by block (a minute at first)")
     device: str = Field("auto", description="cpu, cuda, cuda:1, or auto")
     threads: Positive | Auto = Field("auto", description="of a CPU; another number rounds sums differently")
     seed: int = Field(0, description="of initial weights, data order, augmentation, dropout")
@@ -327,10 +330,10 @@ class Train(Section):
             raise ValueError(
                 f"bce_threshold has no effect with loss: {self.loss}; mend: loss: bce, or leave bce_threshold out"
             )
-        if isinstance(self.batch_size, int) and self.accumulation > self.batch_size:
+        pieces = self.accumulation if isinstance(self.accumulation, int) else 1
+        if isinstance(self.batch_size, int) and pieces > self.batch_size:
             raise ValueError(
-                f"expected accumulation <= batch_size: a batch of {self.batch_size} cannot be cut in "
-                f"{self.accumulation} pieces"
+                f"expected accumulation <= batch_size: a batch of {self.batch_size} cannot be cut in {pieces} pieces"
             )
         if isinstance(self.epochs, int) and isinstance(self.eval_every, int) and self.eval_every > self.epochs:
             raise ValueError(f"expected eval_every <= epochs ({self.epochs}), got {self.eval_every}")

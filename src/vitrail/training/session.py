@@ -29,6 +29,7 @@ from .pipeline import eval_loader, threads, train_loader
 from .precision import dtype_of, own_device
 from .progress import Progress
 from .recipe import Recipe
+from .rework import rework
 from .schedule import schedule_of
 from .signals import Stop
 from .starving import Starving
@@ -84,6 +85,7 @@ class Session:
             progress.say("\n".join(sentences(self.masters.groups)))
         self.ema = Ema(self.masters, t.ema_decay, learned_buffers(self.model)) if t.ema_decay is not None else None
         self.masters.attach(self.shown, self._average())
+        rework(self.model, recompute=t.recompute, compile=t.compile)
         if dtype != torch.float32:
             self.model.register_forward_pre_hook(_to_type(dtype))
         self.batches = train_loader(recipe, splits.train, self.card, self.device, (world.rank, world.size))
@@ -123,7 +125,7 @@ class Session:
         r, t, per_epoch = self.recipe, self.recipe.train, len(self.batches)
         return Loop(
             task=self.task,
-            model=torch.compile(self.model) if t.compile else self.model,  # type: ignore[arg-type]
+            model=self.model,
             masters=self.masters,
             ema=self.ema,
             batches=self.batches,
