@@ -164,11 +164,15 @@ def lost(runs: Runs) -> dict[str, Any]:
             taken(self, batch, kept)
 
         loop.Loop._one_step = doomed  # type: ignore[method-assign]
-        runs.begin("lost", {})()
+        runs.begin(name, changes)()
 
+    name, changes = "lost_slices", {"train.parallel": "fsdp"}
+    sliced = run_group(action, 2)
+    name, changes = "lost", {}
     ended = run_group(action, 2)
     fine(run_group(runs.go_on("lost"), 2))
-    return {"codes": ended.codes, "error": ended.errors[0], "difference": runs.difference("unstopped", "lost")}
+    errors = [ended.errors[0], sliced.errors[0]]
+    return {"codes": [ended.codes, sliced.codes], "errors": errors, "difference": runs.difference("unstopped", "lost")}
 
 
 def poisoned(runs: Runs) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from vitrail.errors import VitrailError
 
 from .slices import read_slices, require_shape, rows_of, save_slices
 from .tensorfile import write_tensors
-from .world import ALONE, World, exchange
+from .world import ALONE, World, exchange, peers_needed
 
 FORMAT = 1
 MOST_FAILURES = 3
@@ -137,7 +137,8 @@ class Checkpoints:
         temporary, first = self._temporary(snapshot.step), self.world.first
         try:
             self._together(lambda: self._begin(temporary) if first else None)
-            found = self._together(lambda: self._write_slices(temporary, snapshot))
+            with peers_needed(self.world):
+                found = self._together(lambda: self._write_slices(temporary, snapshot))
             files = {name: facts for part in found for name, facts in part.items()}
             self._together(lambda: self._write_manifest(temporary, snapshot, files) if first else None)
         except OSError:

@@ -30,7 +30,7 @@ from .recipe import Recipe
 from .selftrain import with_unlabelled
 from .session import Identity, Session, finite
 from .signals import Interrupted
-from .world import ALONE, PeerLost, World, open_world, restart_advice
+from .world import ALONE, PeerLost, World, open_world, peers_needed, restart_advice
 
 # Keys that may change between the start of a run and its resumption: they do not change what is computed.
 FREE = (
@@ -249,7 +249,8 @@ def _run(session: Session) -> RunResult:
     folder, say, first = session.folder, session.progress.say, session.world.first
     again = f"vitrail resume {shlex.quote(str(folder))}"
     try:
-        session.train()
+        with peers_needed(session.world):
+            session.train()
     except Interrupted as stopped:
         if first:
             replace_bytes(folder / RESUMABLE, f"{again}\n".encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ from .schedule import schedule_of
 from .signals import Stop
 from .starving import Starving
 from .state import Pace, State
-from .world import ALONE, World
+from .world import ALONE, PeerLost, World
 
 if TYPE_CHECKING:
     from .sharding import Slices
@@ -176,7 +177,8 @@ class Session:
 
     def last_good(self) -> str:
         """Return words for the newest checkpoint."""
-        self.checkpoints.finish()
+        with suppress(PeerLost):  # then what was being written is lost too
+            self.checkpoints.finish()
         step = self.checkpoints.last_good
         if step is None:
             return "no checkpoint was written yet"

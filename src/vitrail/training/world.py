@@ -26,6 +26,7 @@ from torch import Tensor
 from vitrail.errors import UsageError, VitrailError
 
 T = TypeVar("T")
+SILENT = ("gloo", "Connection closed by peer", "Timed out waiting")  # gloo's errors have no class of their own
 SHARED_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 
 
@@ -174,16 +175,31 @@ def exchange(value: Any, size: int, group: Any, world: World | None = None) -> l
 
 @contextmanager
 def _answering(world: World) -> Iterator[None]:
-    """Turn torch's word for a process that died or hangs into ours."""
+    """Turn torch's word for a process that died or hangs into ours: here any error of its is one."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise _lost(error, world) from error
+
+
+@contextmanager
+def peers_needed(world: World) -> Iterator[None]:
+    """Do the same around work in which torch itself speaks to the other processes, as for slices of weights."""
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if world.alone or not (isinstance(error, dist.DistError) or any(word in str(error) for word in SILENT)):
             raise
-        raise PeerLost(
-            f"process {world.rank} of {world.size} got no answer from the others: one of them has died or hangs "
-            f"({str(error).splitlines()[0]}); look for the first message of another process above"
-        ) from error
+        raise _lost(error, world) from error
+
+
+def _lost(error: RuntimeError, world: World) -> PeerLost:
+    return PeerLost(
+        f"process {world.rank} of {world.size} got no answer from the others: one of them has died or hangs "
+        f"({str(error).splitlines()[0]}); look for the first message of another process above"
+    )
 
 
 @contextmanager
