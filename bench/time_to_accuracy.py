@@ -34,9 +34,9 @@ MODEL = "vit_pico_patch4_32"
 SEED = 0
 CHANCE = 0.1  # accuracy before the first step
 EPOCHS = 13  # what Vitrail picks for 45,000 images
-# arm -> (name in the picture, settings beside the defaults: dotted keys of Vitrail's recipe, or timm's loop's). A step of
-# 128 images took timm's network 379 ms of one core in float32, 586 ms under bf16 autocast, compiled 389 and 663 ms:
-# tuned arms have neither.
+# arm -> (name in the picture, settings beside the defaults: dotted keys of Vitrail's recipe, or timm's loop's).
+# A step of 128 images took timm's network 379 ms of one core in float32, 586 ms under bf16 autocast, compiled 389 and
+# 663 ms: tuned arms have neither.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "vitrail": ("Vitrail, defaults", {}),
     "vitrail-tuned": ("Vitrail, rate tuned", {"optim.lr": 2e-3}),
