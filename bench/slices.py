@@ -1,9 +1,9 @@
-"""Memory of a process that holds a slice of a model, measured and predicted; and gradients of two against one.
+"""Memory of a process that holds a slice of a model, or all of it: measured, and as `vitrail plan` predicts it.
 
-    torchrun --standalone --nproc-per-node=2 bench/slices.py                    # ViT-L's width, 6 blocks, both ways
-    torchrun --standalone --nproc-per-node=2 bench/slices.py --depth 12 --precision bf16 --parallel fsdp
+    torchrun --standalone --nproc-per-node=2 bench/slices.py                    # ViT-L's width, 6 blocks, in slices
+    torchrun --standalone --nproc-per-node=2 bench/slices.py --depth 12 --precision bf16 --parallel ddp
 
-Each way is a real session of the training loop on random images. The memory is the peak of the process's resident set
+It is a real session of the training loop on random images. The memory is the peak of the process's resident set
 during some steps, less what Python and its libraries took before (Linux; large blocks are given back at once:
 MALLOC_MMAP_THRESHOLD_ is set). The prediction is `predict_memory` of `vitrail plan`.
 """
@@ -57,11 +57,10 @@ def status(name: str) -> int:
 
 def recipe_for(args: argparse.Namespace, parallel: str) -> Recipe:
     content: dict[str, Any] = {
-        "model": {"name": args.model, "img_size": args.side, "options": {"depth": args.depth, "num_classes": None}},
+        "model": {"name": args.model, "img_size": args.side, "options": {"depth": args.depth}},
         "optim": {"name": "adamw"},
         "train": {"batch_size": args.batch, "epochs": 1, "precision": args.precision, "parallel": parallel},
     }
-    del content["model"]["options"]["num_classes"]
     return Recipe.load(content, environment={})
 
 
@@ -84,8 +83,10 @@ def run(args: argparse.Namespace, parallel: str, world: World) -> None:
         loop.replay(args.steps - 1)
     peak = status("VmHWM") - before
     network = Network.of(session.slices.skeleton if session.slices is not None else session.model)
+    # what a step takes with next to no activations: of whole copies the gradients in the model's own type
+    work = network.working(args.precision) if parallel == "ddp" else 0
     predicted = predict_memory(
-        network, precision=args.precision, moments=8 * network.params, ema=session.ema is not None, work=0,
+        network, precision=args.precision, moments=8 * network.params, ema=session.ema is not None, work=work,
         parallel=parallel, processes=world.size,
     )  # fmt: skip
     peaks = world.collect(peak)
@@ -107,10 +108,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--parallel", choices=("ddp", "fsdp"), help="default: one after the other is two commands")
+    parser.add_argument("--parallel", choices=("ddp", "fsdp"), default="fsdp")
     args = parser.parse_args()
     with open_world() as world:
-        run(args, args.parallel or "fsdp", world)
+        run(args, args.parallel, world)
 
 
 if __name__ == "__main__":

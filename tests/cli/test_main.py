@@ -19,7 +19,9 @@ def test_help_lists_every_verb_and_nothing_more(vitrail):
     ran = vitrail("--help")
     assert ran.code == 0
     listed = [line.split()[0] for line in ran.out.partition("Commands:")[2].splitlines() if line.strip()]
-    assert listed == ["train", "resume", "val", "predict", "explain", "models", "convert", "data"]
+    assert listed == [
+        "train", "plan", "resume", "val", "predict", "probe", "explain", "models", "scaling", "convert", "soup", "data",
+    ]  # fmt: skip
 
 
 def test_version(vitrail):

@@ -21,6 +21,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 from vitrail.training import checkpoint, resume, run, train
 from vitrail.training.log import TIMED, read_metrics
 
@@ -91,6 +94,14 @@ def at_point(action: Callable[[], object], number: int) -> Callable[[], object]:
     return doomed
 
 
+def digest(path: Path) -> str:
+    """Return a hash of all tensors of a file by name: the writer of slices puts them in any order."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(load_file(path).items()):
+        found.update(name.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
 def ending(folder: Path) -> dict[str, object]:
     """Return what must not depend on how often a run was killed."""
     newest = max((folder / "checkpoints").glob("step-*"), key=lambda p: int(p.name[5:]))
@@ -99,7 +110,7 @@ def ending(folder: Path) -> dict[str, object]:
     state["identity"]["recipe"].pop("name")
     lines = [{k: v for k, v in line.items() if k not in TIMED} for line in read_metrics(folder / "metrics.jsonl")]
     files = [*sorted(newest.rglob("*.safetensors")), *(folder / n / "model.safetensors" for n in ("best", "last"))]
-    digests = {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    digests = {str(f.relative_to(folder)): digest(f) for f in files}
     return {"state": state, "lines": lines, "digests": digests}
 
 

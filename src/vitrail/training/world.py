@@ -230,7 +230,8 @@ def open_world(timeout_minutes: float = 10.0) -> Iterator[World]:
         backend = "cpu:gloo,cuda:nccl" if cuda else "cpu:gloo"
         with _answering(world):
             dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
-    yield world
+    with peers_needed(world):
+        yield world
     if joined_here:  # not after an error: the others may never come
         dist.destroy_process_group()
 
