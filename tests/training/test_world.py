@@ -70,12 +70,12 @@ def test_restarts_that_would_fail_are_foretold(monkeypatch: pytest.MonkeyPatch) 
 
 def test_only_a_restart_of_the_same_launch_goes_on(tmp_path: Path) -> None:
     first, again = World(launch="a"), World(launch="a", restarts=1)
-    assert started_before(first, str(tmp_path), "classify") is None
+    assert started_before(first, str(tmp_path)) is None
     made = make_folder(str(tmp_path), "classify", None, "test_vit", first)
-    assert started_before(again, str(tmp_path), "classify") == made
-    assert started_before(World(launch="b", restarts=1), str(tmp_path), "classify") is None
-    assert started_before(first, str(tmp_path), "classify") is None  # a new launch of the same name
-    assert started_before(again, str(tmp_path), "classify") is None
+    assert started_before(again, str(tmp_path)) == made
+    assert started_before(World(launch="b", restarts=1), str(tmp_path)) is None
+    assert started_before(first, str(tmp_path)) is None  # a new launch of the same name
+    assert started_before(again, str(tmp_path)) is None
 
 
 def test_slices_of_another_shape_are_refused(tmp_path: Path) -> None:

@@ -93,26 +93,26 @@ def run_family(family: Family, *, say: Callable[[str], None] | None = None) -> l
     _note_settings(family, recipes[0])
     folders = []
     for number, recipe in enumerate(recipes, 1):
-        folder = family.out / recipe.task / str(recipe.name)
         _tell(say, f"run {number} of {len(recipes)}: {recipe.name}")
         try:
-            _bring_to_end(folder, recipe, say)
+            folders.append(_bring_to_end(family.out, recipe, say))
         except Interrupted as stopped:
             words = f"{stopped}, or with the command of the whole family: it keeps what is finished"
             raise Interrupted(words, stopped.exit_code) from None
-        folders.append(folder)
     return folders
 
 
-def _bring_to_end(folder: Path, recipe: Recipe, say: Callable[[str], None] | None) -> None:
-    if (folder / "summary.json").is_file():
-        _tell(say, f"finished before: {folder}")
-    elif (folder / "recipe.yaml").is_file():
-        resume(folder, say=say)
-    else:
+def _bring_to_end(out: Path, recipe: Recipe, say: Callable[[str], None] | None) -> Path:
+    """Train one run, or what is left of it, and return its folder: ``out/<task>/<name>``, the labels say which task."""
+    for folder in out.glob(f"*/{recipe.name}"):
+        if (folder / "summary.json").is_file():
+            _tell(say, f"finished before: {folder}")
+            return folder
+        if (folder / "recipe.yaml").is_file():
+            return resume(folder, say=say).folder
         if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".lock"}:
             shutil.rmtree(folder)  # killed before it had written a line
-        train(recipe, say=say)
+    return train(recipe, say=say).folder
 
 
 def _note_settings(family: Family, recipe: Recipe) -> None:

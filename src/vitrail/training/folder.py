@@ -35,18 +35,17 @@ def make_folder(out: str, task: str, name: str | None, model: str, world: World 
     def make() -> str:
         made = _make(root, name, model)
         if world.launch:
-            replace_bytes(_note(root, world), made.name.encode())
+            replace_bytes(_note(out, world), f"{task}/{made.name}".encode())
         return made.name
 
     return root / world.lead(make)
 
 
-def started_before(world: World, out: str, task: str) -> Path | None:
+def started_before(world: World, out: str) -> Path | None:
     """Return the run folder that this launch of torchrun made before it had to start its processes anew, if any."""
-    root = Path(out) / task
 
     def look() -> str | None:
-        note = _note(root, world)
+        note = _note(out, world)
         if not world.launch or not note.is_file():
             return None
         if not world.restarts:  # left by an earlier launch of the same name
@@ -55,11 +54,11 @@ def started_before(world: World, out: str, task: str) -> Path | None:
         return note.read_text()
 
     name = world.lead(look)
-    return None if name is None else root / name
+    return None if name is None else Path(out) / name
 
 
-def _note(root: Path, world: World) -> Path:
-    return root / f".launch-{hashlib.sha256(world.launch.encode()).hexdigest()[:16]}"
+def _note(out: str, world: World) -> Path:
+    return Path(out) / f".launch-{hashlib.sha256(world.launch.encode()).hexdigest()[:16]}"
 
 
 def _make(root: Path, name: str | None, model: str) -> Path:

@@ -72,7 +72,7 @@ def train(
     """
     asked = Recipe.load(recipe, overrides)
     with open_world(asked.train.timeout_minutes) as world, Progress(say, world.first) as progress:
-        begun = started_before(world, asked.out, asked.task)
+        begun = started_before(world, asked.out)
         if begun is not None:
             return _resume(begun, (), world, progress)
         device = own_device(asked.train.device, world)
