@@ -67,7 +67,9 @@ def test_balance_reaches_the_loader(balance: str, share: list[int]) -> None:
 def test_imbalance_is_said_until_something_is_done_about_it() -> None:
     words = about_imbalance(settled(), splits())
     assert words is not None
-    assert "(a: 33) has 11 times the images of the smallest (c: 3): to make up for it, set one of data.balance" in words
+    assert (
+        "(a: 33) has 11 times the images of the smallest (c: 3): to make up for it, set one of train.logit_adj" in words
+    )
     assert "train.monitor=macro_recall" in words
     done = about_imbalance(settled(**{"data.balance": "sqrt", "train.monitor": "macro_recall"}), splits())
     assert done is not None

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 IMBALANCE = 10  # largest to smallest class from which on it is said
-CORRECTIONS = "data.balance=sqrt, train.class_weights=balanced or train.logit_adjustment=1"
+CORRECTIONS = "train.logit_adjustment=1, data.balance=sqrt or train.class_weights=balanced"
 MULTI_CORRECTIONS = "train.class_weights=balanced or train.loss=asymmetric"
 
 
