@@ -160,6 +160,7 @@ def lost(runs: Runs) -> dict[str, Any]:
 
         def doomed(self: loop.Loop, batch: Any, kept: int) -> None:
             if self.world.rank == 1 and self.state.step == 3:
+                self.hooks.last_good()  # what is being written may end
                 os.kill(os.getpid(), signal.SIGKILL)
             taken(self, batch, kept)
 
