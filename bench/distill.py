@@ -9,11 +9,10 @@ the teacher alone: data, epochs, seeds, augmentation and optimiser are equal. Wr
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
+
+from trained import trained
 
 STUDENT = "vit_pico_patch4_32"
 SETTINGS = [
@@ -32,20 +31,11 @@ ALONE = "none"
 def run(teacher: str, seed: int, args: argparse.Namespace) -> float:
     """Train one student, unless that was done; return its accuracy on the test images."""
     name = f"{STUDENT}-{args.share:g}-{args.epochs}-{teacher}-{seed}"
-    folder = args.runs / "classify" / name
-    if not (folder / "summary.json").exists():
-        command = ["train", str(args.data), "--model", STUDENT, "--epochs", str(args.epochs), "--batch", "64"]
-        command += ["--seed", str(seed), "--name", name, "--out", str(args.runs)]
-        settings = [*SETTINGS, f"data.train_fraction={args.share}"]
-        if teacher != ALONE:
-            settings += [f"distill.teacher={args.teachers[teacher]}", *args.set]
-        command += [part for setting in settings for part in ("--set", setting)]
-        log = args.runs / f"{name}.log"
-        with log.open("w") as out:
-            done = subprocess.run([sys.executable, "-m", "vitrail", *command], stdout=out, stderr=out)
-        if done.returncode:
-            raise SystemExit(f"{name} failed; see {log}")
-    summary = json.loads((folder / "summary.json").read_text())
+    words = [str(args.data), "--model", STUDENT, "--epochs", str(args.epochs), "--batch", "64", "--seed", str(seed)]
+    settings = [*SETTINGS, f"data.train_fraction={args.share}"]
+    if teacher != ALONE:
+        settings += [f"distill.teacher={args.teachers[teacher]}", *args.set]
+    _, summary = trained(args.runs, name, words, settings)
     top1: float = summary["results"]["test"]["top1"]
     print(f"{name}: {100 * top1:.2f} % in {summary['seconds']:.0f} s", flush=True)
     return top1

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from trained import trained
 from vitrail.explain.charts import Plot, Series
 from vitrail.explain.colors import PALETTE
 
@@ -48,21 +47,12 @@ COMMON = [
 def run(arm: str, args: argparse.Namespace) -> dict[str, Any]:
     """Train one arm, unless that was done; return its curves and its result on the test images."""
     name = f"{arm}-{args.seed}"
-    folder = args.runs / "classify" / name
-    if not (folder / "summary.json").exists():
-        command = ["train", str(args.data), "--model", "vit_pico_patch4_32", "--epochs", str(args.epochs)]
-        command += ["--batch", "64", "--name", name, "--out", str(args.runs), "--seed", str(args.seed)]
-        settings = [*COMMON, *ARMS[arm][1:], f"data.train_fraction={args.share}"]
-        command += [part for setting in settings for part in ("--set", setting)]
-        log = args.runs / f"{name}.log"
-        with log.open("w") as out:
-            done = subprocess.run([sys.executable, "-m", "vitrail", *command], stdout=out, stderr=out)
-        if done.returncode:
-            raise SystemExit(f"{name} failed; see {log}")
+    words = [str(args.data), "--model", "vit_pico_patch4_32", "--epochs", str(args.epochs), "--batch", "64"]
+    settings = [*COMMON, *ARMS[arm][1:], f"data.train_fraction={args.share}"]
+    folder, summary = trained(args.runs, name, [*words, "--seed", str(args.seed)], settings)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     val = [line for line in lines if line["kind"] == "val"]
     train = [line for line in lines if line["kind"] == "train" and float(line["epoch"]).is_integer()]
-    summary = json.loads((folder / "summary.json").read_text())
     return {"val": val, "train": train, "test": summary["results"]["test"], "images": summary["images"]}
 
 

@@ -11,12 +11,10 @@ and the picture into the documentation.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from trained import trained
 from vitrail.explain.charts import Plot, Series
 from vitrail.explain.colors import PALETTE
 
@@ -43,18 +41,9 @@ COMMON = [
 def run(model: str, share: float, args: argparse.Namespace) -> float:
     """Train one network on one share of the data, unless that was done; return its accuracy on the test images."""
     name = f"{model}-{share:g}-{args.epochs}"
-    folder = args.runs / "classify" / name
-    if not (folder / "summary.json").exists():
-        command = ["train", str(args.data), "--model", model, "--epochs", str(args.epochs), "--batch", "64"]
-        command += ["--name", name, "--out", str(args.runs)]
-        settings = [*COMMON, *MODELS[model][1], f"data.train_fraction={share}"]
-        command += [part for setting in settings for part in ("--set", setting)]
-        log = args.runs / f"{name}.log"
-        with log.open("w") as out:
-            done = subprocess.run([sys.executable, "-m", "vitrail", *command], stdout=out, stderr=out)
-        if done.returncode:
-            raise SystemExit(f"{name} failed; see {log}")
-    top1: float = json.loads((folder / "summary.json").read_text())["results"]["test"]["top1"]
+    words = [str(args.data), "--model", model, "--epochs", str(args.epochs), "--batch", "64"]
+    _, summary = trained(args.runs, name, words, [*COMMON, *MODELS[model][1], f"data.train_fraction={share}"])
+    top1: float = summary["results"]["test"]["top1"]
     print(f"{name}: {100 * top1:.2f} %", flush=True)
     return top1
 

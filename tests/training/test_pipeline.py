@@ -13,7 +13,7 @@ import torch
 from vitrail.data.sources import open_dataset
 from vitrail.errors import UsageError
 from vitrail.training.defaults import Facts, resolve
-from vitrail.training.pipeline import eval_crop, eval_loader, train_loader
+from vitrail.training.pipeline import eval_crop, eval_loader, open_data, train_loader
 from vitrail.training.recipe import Recipe
 from vitrail.weights import Card
 
@@ -120,3 +120,12 @@ def test_a_squashed_card_keeps_the_whole_image() -> None:
 def test_weights_that_are_not_for_colour_are_refused(photos: Path) -> None:
     with pytest.raises(UsageError, match="3 colour channels"):
         eval_loader(open_dataset(photos).val, replace(CARD, mean=(0.5,), std=(0.5,)), batch_size=2)
+
+
+def test_data_looked_at_again_are_cut_as_the_run_cut_them() -> None:
+    from vitrail.cli.heldout import _own
+
+    recipe = Recipe.load({}, {"data.train_fraction": 0.25, "data.source": "digits"}, {})
+    run, again = open_data(recipe), _own(recipe, "train").images
+    assert len(run.train) < 400
+    assert again.rows.tolist() == run.train.rows.tolist()

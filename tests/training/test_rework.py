@@ -172,7 +172,7 @@ def test_a_network_without_blocks_is_compiled_whole() -> None:
 @inside_torch
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_gradients_are_eager_ones_to_rounding(recompute: bool, images: Tensor) -> None:
-    """Dynamo and the autograd graphs are the real ones; inductor's C++ takes minutes here (see bench/plan.py)."""
+    """Dynamo and the autograd graphs are the real ones; inductor's C++ would take minutes."""
     torch._dynamo.reset()
     plain, fast = network("test_vit", drop_path=0.0), network("test_vit", drop_path=0.0)
     rework(fast, recompute=recompute, compile=True, backend="aot_eager")

@@ -63,25 +63,11 @@ def same_source(one: str, other: str) -> bool:
 
 
 def _own(recipe: Recipe, split: str | None) -> HeldOut:
-    splits, source = own_splits(recipe), recipe.data.source
+    from vitrail.training.pipeline import open_data
+
+    splits, source = open_data(recipe), recipe.data.source
     name = split or ("val" if splits.test is None else "test")
     return HeldOut(_part(splits, name, source), source, name, f"the {name} split of {source}")
-
-
-def own_splits(recipe: Recipe) -> Splits:
-    """Return the data of a run, cut as the run cut them."""
-    from vitrail.data.sources import open_dataset
-
-    asked = recipe.data
-    fraction = asked.val_fraction if isinstance(asked.val_fraction, float) else 0.1
-    return open_dataset(
-        asked.source,
-        val_fraction=fraction,
-        test_fraction=asked.test_fraction,
-        seed=asked.seed,
-        labels=asked.labels,
-        allow_empty=asked.allow_empty,
-    )
 
 
 def _part(splits: Splits, name: str, source: str) -> ImageSet:

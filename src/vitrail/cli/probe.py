@@ -9,7 +9,7 @@ import typer
 from vitrail.errors import UsageError
 
 from .console import Json, counter, result, say, table
-from .heldout import own_splits, recipe_of, same_source
+from .heldout import recipe_of, same_source
 from .source import HUB_PREFIX, existing
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ def _data(model: str, data: str | None, cuts: dict[str, float | None]) -> tuple[
     given = [name for name, value in cuts.items() if value is not None]
     if given:
         raise UsageError(f"{given[0]} has no effect on the run's own data, which are cut as the run cut them")
-    return own_splits(recipe), recipe.data.source
+    from vitrail.training.pipeline import open_data
+
+    return open_data(recipe), recipe.data.source
 
 
 def _size(text: str | None) -> Any:

@@ -17,11 +17,34 @@ from vitrail.data.order import Order, Repeated, training_order, windowed
 from vitrail.data.randaugment import RandAugment
 from vitrail.data.resample import resize
 from vitrail.data.rowgroups import require_room
+from vitrail.data.sources import Splits, open_dataset, read_layout
 from vitrail.data.transforms import Crop, Draws, EvalCrop, PadCrop, TrainCrop
 from vitrail.errors import UsageError
 from vitrail.weights import Card
 
 from .recipe import Recipe
+
+
+def open_data(recipe: Recipe) -> Splits:
+    """Return the data of a recipe, split and cut as it says: the same wherever a run is looked at again."""
+    d = recipe.data
+    fraction = d.val_fraction if isinstance(d.val_fraction, float) else 0.1
+    return open_dataset(
+        d.source,
+        val_fraction=fraction,
+        test_fraction=d.test_fraction,
+        train_fraction=d.train_fraction,
+        seed=d.seed,
+        labels=d.labels,
+        allow_empty=d.allow_empty,
+        max_broken=d.max_broken,
+        sequential=d.window is not None,
+    )
+
+
+def parts_of(recipe: Recipe) -> list[str]:
+    """Return the splits that the source itself has, before any is cut off."""
+    return list(read_layout(recipe.data.source, labels=recipe.data.labels, sequential=True).parts)
 
 
 def train_loader(

@@ -16,6 +16,7 @@ from vitrail.data.sources import Splits
 from vitrail.errors import UsageError
 
 from .defaults import Decision, Facts, measure, resolve
+from .pipeline import open_data, parts_of
 from .plan import HEADROOM, Choice, Memory, Parallel, cuts, predict_memory, rank
 from .precision import pick_device
 from .probe import Probe, altered, probe, resident
@@ -36,15 +37,14 @@ class Prepared:
 
 def prepare(asked: Recipe, say: Callable[[str], None]) -> Prepared:
     """Open the data of a recipe and settle its ``auto`` as ``train`` does; ``train.accumulation`` may stay ``auto``."""
-    from .run import _open, _own_splits
     from .selftrain import with_unlabelled
 
     device = pick_device(asked.train.device)
-    splits = with_unlabelled(asked, _open(asked), None, say)
+    splits = with_unlabelled(asked, open_data(asked), None, say)
     for note in splits.notes:
         say(note)
     facts = measure(splits.train)
-    settled, made = resolve(asked, facts, device, has_val="val" in _own_splits(asked))
+    settled, made = resolve(asked, facts, device, has_val="val" in parts_of(asked))
     return Prepared(settled, splits, facts, device, made)
 
 

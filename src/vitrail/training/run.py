@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vitrail.data.imageset import ImageSet
-from vitrail.data.sources import Splits, open_dataset
+from vitrail.data.sources import Splits
 from vitrail.errors import UsageError, VitrailError
 from vitrail.tasks import headline
 from vitrail.tasks.evaluate import Evaluation
@@ -23,7 +23,7 @@ from .build import about_imbalance
 from .checkpoint import Checkpoints, Saved, replace_bytes
 from .defaults import measure, resolve, sentences
 from .folder import environment, fingerprint, locked, make_folder, started_before, write_json
-from .pipeline import eval_loader
+from .pipeline import eval_loader, open_data, parts_of
 from .precision import own_device, use_threads
 from .progress import Progress, clock
 from .recipe import Recipe
@@ -76,11 +76,11 @@ def train(
         if begun is not None:
             return _resume(begun, (), world, progress)
         device = own_device(asked.train.device, world)
-        splits = with_unlabelled(asked, _open(asked), None, progress.say, world)
+        splits = with_unlabelled(asked, open_data(asked), None, progress.say, world)
         for note in splits.notes:
             progress.say(note)
         facts = measure(splits.train)
-        settled, made = resolve(asked, facts, device, has_val="val" in _own_splits(asked))
+        settled, made = resolve(asked, facts, device, has_val="val" in parts_of(asked))
         settled = _for_all(settled, asked, world)
         if settled.train.accumulation == "auto":
             from .planning import settle_accumulation
@@ -169,7 +169,7 @@ def restored(
 
 def prepared(path: Path, recipe: Recipe, progress: Progress, world: World = ALONE) -> tuple[Splits, Identity]:
     """Return the data of the run in ``path``, and what a checkpoint must agree with."""
-    splits = with_unlabelled(recipe, _open(recipe), path, progress.say, world)
+    splits = with_unlabelled(recipe, open_data(recipe), path, progress.say, world)
     return splits, Identity(fingerprint(splits), splits.classes.to_json(), recipe.flat())
 
 
@@ -204,28 +204,6 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], force: Seque
             "expected the run as it was when it stopped, got:\n" + "\n".join(lines) + "\n"
             "mend: undo the change, or say that it is meant (force), or train anew"
         )
-
-
-def _open(recipe: Recipe) -> Splits:
-    d = recipe.data
-    fraction = d.val_fraction if isinstance(d.val_fraction, float) else 0.1
-    return open_dataset(
-        d.source,
-        val_fraction=fraction,
-        test_fraction=d.test_fraction,
-        train_fraction=d.train_fraction,
-        seed=d.seed,
-        labels=d.labels,
-        allow_empty=d.allow_empty,
-        max_broken=d.max_broken,
-        sequential=d.window is not None,
-    )
-
-
-def _own_splits(recipe: Recipe) -> list[str]:
-    from vitrail.data.sources import read_layout
-
-    return list(read_layout(recipe.data.source, labels=recipe.data.labels, sequential=True).parts)
 
 
 def _introduce(session: Session) -> None:
