@@ -14,7 +14,7 @@ from vitrail.errors import UsageError
 from vitrail.nn import Attention, Features
 from vitrail.weights import load_weights
 
-NAMES = sorted(name for name in models.variants() if name.startswith("test_"))
+NAMES = sorted(name for name in models.image_variants() if name.startswith("test_"))
 SIZES = [(32, 32), (40, 24), (50, 67)]
 LARGE = [(200, 312), (225, 225), (448, 448)]
 

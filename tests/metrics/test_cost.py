@@ -21,9 +21,9 @@ from vitrail.metrics.complexity import (
     window_msa_macs,
 )
 from vitrail.metrics.cost import _on_meta, cost
-from vitrail.models import create_model, variants
+from vitrail.models import create_model, image_variants
 
-SMALL = sorted(n for n in variants() if n.startswith("test_"))
+SMALL = sorted(n for n in image_variants() if n.startswith("test_"))
 
 
 # architectures.md section 5 and 8: thousands of millions of multiply-adds at the size given

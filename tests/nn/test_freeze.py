@@ -9,7 +9,7 @@ from vitrail import models
 from vitrail.nn import freeze_backbone
 from vitrail.nn.freeze import last_norm
 
-NAMES = sorted(name for name in models.variants() if name.startswith("test_"))
+NAMES = sorted(name for name in models.image_variants() if name.startswith("test_"))
 
 
 def step(model, x):

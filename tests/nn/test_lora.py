@@ -11,7 +11,7 @@ from vitrail.nn import Attention, Linear, LoraLinear, add_lora, merge_lora
 from vitrail.nn.lora import adapters, merged
 from vitrail.weights import export_weights, load_weights
 
-NAMES = sorted(name for name in models.variants() if name.startswith("test_"))
+NAMES = sorted(name for name in models.image_variants() if name.startswith("test_"))
 ADAPTABLE = [name for name in NAMES if not name.startswith(("test_resnet", "test_bit"))]
 ALL = ("qkv", "proj", "fc1", "fc2")
 

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitrail.models import create_model, variants
+from vitrail.models import create_model, image_variants
 from vitrail.nn import feedforward, fused
 from vitrail.nn.relative import relative_index
 
-SMALL = sorted(n for n in variants() if n.startswith("test_"))
+SMALL = sorted(n for n in image_variants() if n.startswith("test_"))
 IMAGES = torch.randn(2, 3, 40, 36, generator=torch.Generator().manual_seed(0))
 
 

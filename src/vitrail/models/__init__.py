@@ -42,6 +42,23 @@ def variants() -> dict[str, Any]:
     return found
 
 
+def reads_text(config: Any) -> bool:
+    """Whether a model reads sequences of tokens, by :mod:`vitrail.nn.steps`, and not images."""
+    return hasattr(config, "specials")
+
+
+@cache
+def image_variants() -> dict[str, Any]:
+    """Return those of :func:`variants` that read images: each config has ``img_size`` and ``num_classes``."""
+    return {name: config for name, config in variants().items() if not reads_text(config)}
+
+
+@cache
+def text_variants() -> dict[str, Any]:
+    """Return those of :func:`variants` that read tokens: each config has ``vocab_size`` and ``specials``."""
+    return {name: config for name, config in variants().items() if reads_text(config)}
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """Return the model names that match a wildcard pattern (``"vit_*"``), sorted; sizes for tests left out."""
     return sorted(n for n in variants() if fnmatch.fnmatchcase(n, pattern) and not n.startswith("test_"))
@@ -180,6 +197,9 @@ __all__ = [
     "config_to_dict",
     "configure",
     "create_model",
+    "image_variants",
     "list_models",
+    "reads_text",
+    "text_variants",
     "variants",
 ]

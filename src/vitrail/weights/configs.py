@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 from vitrail.errors import WeightsError, did_you_mean
-from vitrail.models import variants
+from vitrail.models import reads_text, variants
 
 from .families import Shapes, families, family_of
 
@@ -52,7 +52,8 @@ def to_transformers(config: Any, names: list[str] | None) -> dict[str, Any]:
 def name_of(config: Any) -> str:
     """Return the variant that a config is, whatever its image size, channels, classes and rates; "" if it is none."""
     near = [n for n in variants() if is_variant(n, config)]
-    near.sort(key=lambda n: (variants()[n].img_size != config.img_size, _init(variants()[n]) != _init(config)))
+    if not reads_text(config):
+        near.sort(key=lambda n: (variants()[n].img_size != config.img_size, _init(variants()[n]) != _init(config)))
     return near[0] if near else ""
 
 
@@ -65,5 +66,5 @@ def is_variant(name: str, config: Any) -> bool:
     known = variants().get(name)
     if known is None or type(known) is not type(config):
         return False
-    free = ("img_size", "in_chans", "num_classes", "drop_rate", "drop_path_rate", "numerics")
+    free = ("img_size", "in_chans", "num_classes", "drop_rate", "drop_path_rate", "numerics", "vocab_size", "specials")
     return all(getattr(known, f.name) == getattr(config, f.name) for f in fields(config) if f.name not in free)

@@ -11,7 +11,7 @@ from vitrail.errors import UsageError
 from vitrail.training.probing.features import FeatureCache, FeatureSet, Reader, cache_key, extract, weights_digest
 from vitrail.weights import Card
 
-NAMES = sorted(name for name in models.variants() if name.startswith("test_"))
+NAMES = sorted(name for name in models.image_variants() if name.startswith("test_"))
 
 
 def randomised(name, **more):
