@@ -10,12 +10,14 @@ from .lora import LoraLinear, add_lora, merge_lora
 from .norms import LayerNorm2d
 from .patches import OverlapPatchEmbed, PatchEmbed, PatchMerging, SquareEmbed, project_squares
 from .positions import resize_positions, sincos_1d, sincos_2d
+from .recurrent import AdditiveAttention, RecurrentState, recurrence
 from .reduction import PooledReduction, ReducedBlock, StridedReduction
 from .residual import DropPath, LayerScale, PreNormBlock, drop_path_rates
 from .tokens import AttentionPool, Features, as_map, prepend
 from .windows import WindowAttention, Windows
 
 __all__ = [
+    "AdditiveAttention",
     "Attention",
     "AttentionPool",
     "ConvFeedForward",
@@ -32,6 +34,7 @@ __all__ = [
     "PatchMerging",
     "PooledReduction",
     "PreNormBlock",
+    "RecurrentState",
     "ReducedBlock",
     "SquareEmbed",
     "StridedReduction",
@@ -46,6 +49,7 @@ __all__ = [
     "merge_lora",
     "prepend",
     "project_squares",
+    "recurrence",
     "resize_positions",
     "sincos_1d",
     "sincos_2d",
