@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from vitrail.nn.attention import Attention
 from vitrail.nn.checks import require_heads, require_positive
-from vitrail.nn.decoder import CausalAttention, Decoder, DecoderLayer, DecoderState, Encoder, EncoderLayer
+from vitrail.nn.decoder import CausalAttention, Decoder, DecoderLayer, DecoderState, Encoder, EncoderLayer, Mixer
 from vitrail.nn.feedforward import FeedForward
 from vitrail.nn.fused import Activation, Linear, linear
 from vitrail.nn.init import initialise
 from vitrail.nn.positions import Layout, SinusoidalPositions
-from vitrail.nn.steps import Mixer, Specials
+from vitrail.nn.steps import Specials
 
 Share = Literal["all", "target", "none"]
 

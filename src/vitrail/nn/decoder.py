@@ -9,17 +9,39 @@ B batch, T tokens, S source tokens, C width, R rows that are decoded, w rows of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .attention import Attention
 from .cache import KVCache, caches
-from .steps import Mixer, State
+from .steps import State
+
+
+class Mixer(Protocol):
+    """What mixes the tokens of a text in a decoder's layer: each position hears of itself and of earlier ones only.
+
+    It is a module and a part: causal self-attention, or whatever else can stand in its place (retention). Reading a
+    text at once, or piece by piece with a memory, gives the same numbers.
+    """
+
+    def __call__(self, x: Tensor, memory: Any = None) -> Tensor:
+        """(B, T, C) -> (B, T, C).
+
+        Without a memory, ``x`` is a whole text. With one, ``x`` are the T tokens that follow those which the memory
+        has read; it then holds these too.
+        """
+
+    def new_memory(self) -> State:
+        """Return a memory of nothing read yet; it learns the batch, the type and the device from what it reads.
+
+        Its ``select`` does nothing as long as nothing was read.
+        """
 
 
 class CausalAttention(nn.Module):
-    """Self-attention that sees no later token: the :class:`~vitrail.nn.steps.Mixer` of the Transformer."""
+    """Self-attention that sees no later token: the :class:`Mixer` of the Transformer."""
 
     def __init__(self, dim: int, num_heads: int, *, attn_drop: float = 0.0) -> None:
         super().__init__()
@@ -79,7 +101,7 @@ class DecoderLayer(_Layer):
     """What mixes the text so far, attention to the source if there is one, then the feed-forward network.
 
     Args:
-        mixer: causal self-attention, or what stands in its place; see :class:`~vitrail.nn.steps.Mixer`.
+        mixer: causal self-attention, or what stands in its place; see :class:`Mixer`.
         mlp: what each token goes through by itself.
         dim: width C.
         cross: attention to the source; None for a decoder alone.

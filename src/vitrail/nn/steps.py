@@ -4,16 +4,13 @@ A Transformer remembers keys and values, an RNN its hidden state, a RetNet one m
 (:mod:`vitrail.infer.decode`) sees them all as a :class:`State`: ``begin`` makes it, ``step`` reads one token a row and
 moves it on, ``select`` reorders its rows.
 
-A decoder's layers take what mixes the tokens of the text so far as a part, a :class:`Mixer`: causal self-attention,
-or whatever else can stand in its place (retention).
-
-B batch, S source tokens, T target tokens, V vocabulary, C width.
+B batch, S source tokens, T target tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -56,20 +53,3 @@ class SequenceModel(Protocol):
 
     def step(self, tokens: Tensor, state: State) -> Tensor:
         """Read one more token a row, (B,) int64, and return logits (B, V) of the one after it; ``state`` moves on."""
-
-
-class Mixer(Protocol):
-    """What mixes the tokens of a text in a decoder's layer: each position hears of itself and of earlier ones only.
-
-    Reading a text at once, or piece by piece with a memory, gives the same numbers.
-    """
-
-    def __call__(self, x: Tensor, memory: Any = None) -> Tensor:
-        """(B, T, C) -> (B, T, C).
-
-        Without a memory, ``x`` is a whole text. With one, ``x`` are the T tokens that follow those which the memory
-        has read; it then holds these too.
-        """
-
-    def new_memory(self) -> State:
-        """Return a memory of nothing read yet; it learns the batch, the type and the device from what it reads."""
