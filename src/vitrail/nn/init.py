@@ -11,6 +11,10 @@ arXiv 2106.13797).
 1905.11946), biases zero.
 ``recurrent``: embeddings and heads uniform within 0.1 (Luong et al. 2015, arXiv 1508.04025, section 4.1),
 Xavier-uniform matrices, biases zero; recurrent layers as torch makes them: all uniform within C ** -0.5.
+``transformer``: Xavier-uniform matrices, q, k and v as the one matrix they are stored in, embeddings and the output
+layer N(0, 1 / width), padding and biases zero (fairseq's code of Vaswani et al. 2017, arXiv 1706.03762).
+``normal``: matrices, embeddings and tables N(0, 0.02), padding and biases zero (Devlin et al. 2019, arXiv 1810.04805;
+Radford et al. 2019, GPT-2).
 Tables of relative positions come as N(0, 0.02) whatever the scheme.
 """
 
@@ -181,12 +185,47 @@ def _recurrent(model: nn.Module) -> None:
     _fill_free(model, {"output_weight": lambda t: nn.init.uniform_(t, -0.1, 0.1), "output_bias": nn.init.zeros_})
 
 
+@torch.no_grad()
+def _transformer(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            if name == "output":
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            else:
+                nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            _embedding_normal_(module, module.embedding_dim**-0.5)
+    _fill_free(model, {"output_bias": nn.init.zeros_})
+
+
+@torch.no_grad()
+def _normal(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            _embedding_normal_(module, 0.02)
+    _fill_free(model, {"output_bias": nn.init.zeros_})
+
+
+def _embedding_normal_(table: nn.Embedding, std: float) -> None:
+    nn.init.normal_(table.weight, std=std)
+    if table.padding_idx is not None:
+        nn.init.zeros_(table.weight[table.padding_idx])
+
+
 SCHEMES: dict[str, Callable[[nn.Module], None]] = {
     "bit": _bit,
     "coatnet": _coatnet,
     "jax": _jax,
+    "normal": _normal,
     "pvt_v2": _pvt_v2,
     "recurrent": _recurrent,
     "resnet": _resnet,
+    "transformer": _transformer,
     "trunc_normal": _trunc_normal,
 }
