@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -197,7 +198,7 @@ def _transformer(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             _embedding_normal_(module, module.embedding_dim**-0.5)
-    _fill_free(model, {"output_bias": nn.init.zeros_})
+    _fill_free(model, {"output_bias": nn.init.zeros_, "cls_token": partial(nn.init.normal_, std=0.02)})
 
 
 @torch.no_grad()
@@ -209,7 +210,7 @@ def _normal(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             _embedding_normal_(module, 0.02)
-    _fill_free(model, {"output_bias": nn.init.zeros_})
+    _fill_free(model, {"output_bias": nn.init.zeros_, "cls_token": partial(nn.init.normal_, std=0.02)})
 
 
 def _embedding_normal_(table: nn.Embedding, std: float) -> None:
