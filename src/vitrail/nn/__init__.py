@@ -2,7 +2,7 @@
 
 from .attention import Attention, attend
 from .cache import KVCache
-from .feedforward import ConvFeedForward, FeedForward
+from .feedforward import ConvFeedForward, FeedForward, GatedFeedForward
 from .freeze import freeze_backbone
 from .fused import Linear
 from .init import initialise
@@ -12,6 +12,7 @@ from .patches import OverlapPatchEmbed, PatchEmbed, PatchMerging, SquareEmbed, p
 from .positions import resize_positions, sincos_1d, sincos_2d
 from .reduction import PooledReduction, ReducedBlock, StridedReduction
 from .residual import DropPath, LayerScale, PreNormBlock, drop_path_rates
+from .retention import Retention, RetentionState
 from .tokens import AttentionPool, Features, as_map, prepend
 from .windows import WindowAttention, Windows
 
@@ -22,6 +23,7 @@ __all__ = [
     "DropPath",
     "Features",
     "FeedForward",
+    "GatedFeedForward",
     "KVCache",
     "LayerNorm2d",
     "LayerScale",
@@ -33,6 +35,8 @@ __all__ = [
     "PooledReduction",
     "PreNormBlock",
     "ReducedBlock",
+    "Retention",
+    "RetentionState",
     "SquareEmbed",
     "StridedReduction",
     "WindowAttention",

@@ -9,6 +9,9 @@ hybrids the last norm of each convolutional block zero.
 arXiv 2106.13797).
 ``coatnet``: Xavier-uniform matrices, convolutions N(0, 2 / fan-out) as EfficientNet's (Tan and Le 2019, arXiv
 1905.11946), biases zero.
+``retnet``: Xavier-uniform matrices in retention, of gain 2^-2.5 into it and 1/2 out of it; tables of tokens and the
+output N(0, 1 / width); the rest as torch makes linear layers (torchscale, the code of Sun et al. 2023, arXiv
+2307.08621, since November 2023).
 Tables of relative positions come as N(0, 0.02) whatever the scheme.
 """
 
@@ -167,11 +170,32 @@ def _bit(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+@torch.no_grad()
+def _retnet(model: nn.Module) -> None:
+    from .retention import Retention
+
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        elif isinstance(module, nn.Linear):
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for name, module in model.named_modules():
+        if isinstance(module, Retention):
+            for layer in (module.q, module.k, module.v, module.gate):
+                nn.init.xavier_uniform_(layer.weight, gain=2**-2.5)
+            nn.init.xavier_uniform_(module.proj.weight, gain=0.5)
+        elif name == "output_projection" and isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+
+
 SCHEMES: dict[str, Callable[[nn.Module], None]] = {
     "bit": _bit,
     "coatnet": _coatnet,
     "jax": _jax,
     "pvt_v2": _pvt_v2,
     "resnet": _resnet,
+    "retnet": _retnet,
     "trunc_normal": _trunc_normal,
 }

@@ -14,7 +14,6 @@ B batch, T tokens, C width, H heads, D width of a head's queries and keys, E wid
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -49,24 +48,26 @@ def rotation_angles(width: int) -> Tensor:
 
 @dataclass
 class RetentionState:
-    """What one layer remembers, at any length: ``memory`` is the sum of ``gamma^(n - m) k_m v_mᵀ`` so far.
+    """What one layer remembers, at any length: the sum of ``gamma^(n - m) k_m v_mᵀ`` over what it has read.
 
     Attributes:
-        memory: (B, H, D, E), float32 or wider; E is one more where rows are normalised by their signed sum.
-        count: tokens written so far in each row, (B,) int64.
+        matrix: that sum, (B, H, D, E), float32 or wider; None as long as nothing was read. E is one more where rows are
+            normalised by their signed sum.
+        count: tokens written so far in each row, (B,) int64; None likewise.
     """
 
-    memory: Tensor
-    count: Tensor
+    matrix: Tensor | None = None
+    count: Tensor | None = None
 
     def select(self, rows: Tensor) -> None:
         """Keep the rows ``rows`` (b,) int64, in that order, repeats allowed: in place."""
-        self.memory, self.count = self.memory[rows], self.count[rows]
+        if self.matrix is not None and self.count is not None:
+            self.matrix, self.count = self.matrix[rows], self.count[rows]
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.memory.nbytes + self.count.nbytes
+        return sum(part.nbytes for part in (self.matrix, self.count) if part is not None)
 
 
 class Decays:
@@ -75,34 +76,31 @@ class Decays:
     Args:
         steps: tokens written in the piece up to and with each one, (B or 1, T) int64.
         keep: (B, T) bool, True where a token is written; None if all are.
-        log_decay: (H,).
+        log_decay: ``ln(gamma)``, (H,).
+
+    Attributes:
+        since: what is left, at each token, of what was there before the piece, (B or 1, H, T, 1).
+        until: what is left of each token at the end of the piece, 0 where none is written, (B or 1, H, T, 1).
+        whole: what is left, at the end of the piece, of what was there before, (B or 1, H, 1, 1).
     """
 
     def __init__(self, steps: Tensor, keep: Tensor | None, log_decay: Tensor) -> None:
-        self._steps, self._keep, self._log_decay = steps[:, None], keep, log_decay[:, None]
+        self._steps, self._keep, self._log_decay = steps[:, None, :, None], keep, log_decay[:, None, None]
+        self._inner: Tensor | None = None
+        self.since = torch.exp(self._steps * self._log_decay)
+        self.until = torch.exp((self._steps[:, :, -1:] - self._steps) * self._log_decay)
+        if keep is not None:
+            self.until = self.until * keep[:, None, :, None]
+        self.whole = self.since[:, :, -1:]
 
-    @cached_property
+    @property
     def inner(self) -> Tensor:
         """The matrix D, (B or 1, H, T, T): ``gamma ** (n - m)`` for m <= n, else 0."""
-        apart = self._steps[..., :, None] - self._steps[..., None, :]
-        matrix = torch.exp(apart.clamp(min=0) * self._log_decay[..., None]).tril()
-        return matrix if self._keep is None else matrix * self._keep[:, None, None]
-
-    @cached_property
-    def since(self) -> Tensor:
-        """What is left, at each token, of what was there before the piece: (B or 1, H, T, 1)."""
-        return torch.exp(self._steps * self._log_decay)[..., None]
-
-    @cached_property
-    def until(self) -> Tensor:
-        """What is left of each token at the end of the piece, 0 where none is written: (B or 1, H, T, 1)."""
-        left = torch.exp((self._steps[..., -1:] - self._steps) * self._log_decay)
-        return (left if self._keep is None else left * self._keep[:, None])[..., None]
-
-    @cached_property
-    def whole(self) -> Tensor:
-        """What is left, at the end of the piece, of what was there before: (B or 1, H, 1, 1)."""
-        return self.since[..., -1:, :]
+        if self._inner is None:
+            apart = (self._steps - self._steps.mT).clamp(min=0)
+            matrix = torch.exp(apart * self._log_decay).tril()
+            self._inner = matrix if self._keep is None else matrix * self._keep[:, None, None]
+        return self._inner
 
 
 class Places:
@@ -115,6 +113,11 @@ class Places:
         count: tokens written before in each row, (B,) int64; default none.
         keep: (B, T) bool, True where a token is real. The others are neither written nor counted, wherever they
             stand: what is real gets the numbers it would get without them.
+
+    Attributes:
+        count: tokens written up to and with each one, (B or 1, T) int64.
+        scale: ``s_n ** -0.5``, (B or 1, H, T, 1): ``s_n`` is the sum of the decays of all tokens written so far.
+        dtype: float32, or wider if the tokens are.
 
     Raises:
         ValueError: a ``keep`` of another type or shape.
@@ -132,10 +135,9 @@ class Places:
         self.dtype = torch.promote_types(x.dtype, torch.float32)
         self.keep = keep
         self._steps = torch.arange(1, x.shape[1] + 1, device=device)[None] if keep is None else keep.cumsum(1)
-        self.before = torch.zeros(1, dtype=torch.int64, device=device) if count is None else count
-        self.count = self.before[:, None] + self._steps  # (B or 1, T): tokens written up to and with each one
+        self.count = self._steps if count is None else count[:, None] + self._steps
         self._log_decay = log_decays(num_heads).to(device, self.dtype)
-        self._forgotten = _forgotten(num_heads).to(device, self.dtype)
+        self.scale = self._scale(_forgotten(num_heads).to(device, self.dtype))
         exact = torch.float32 if device.type == "mps" else torch.float64  # a far place times an angle needs the digits
         angle = rotation_angles(width).to(device, exact).repeat_interleave(2)
         phase = (self.count - 1).clamp(min=0).to(exact)[:, None, :, None] * angle
@@ -147,10 +149,8 @@ class Places:
         turned = torch.stack((-x[..., 1::2], x[..., 0::2]), -1).flatten(-2)
         return (x * self._cos + turned * self._sin).to(x.dtype)
 
-    @cached_property
-    def scale(self) -> Tensor:
-        """``s_n ** -0.5``, (B or 1, H, T, 1): ``s_n`` is the sum of the decays of all tokens written so far."""
-        total = -torch.expm1(self.count[:, None] * self._log_decay[:, None]) / self._forgotten[:, None]
+    def _scale(self, forgotten: Tensor) -> Tensor:
+        total = -torch.expm1(self.count[:, None] * self._log_decay[:, None]) / forgotten[:, None]
         return total.clamp(min=1.0).rsqrt()[..., None]
 
     def decays(self, start: int, end: int) -> Decays:
@@ -165,7 +165,7 @@ class Places:
 
 
 def parallel(
-    q: Tensor, k: Tensor, v: Tensor, places: Places, memory: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, places: Places, matrix: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Equation 5: ``(q kᵀ ⊙ D) v``, all tokens at once, in time and room T².
 
@@ -174,51 +174,53 @@ def parallel(
         k: keys (B, H, T, D), rotated.
         v: values (B, H, T, E).
         places: where the tokens stand.
-        memory: what earlier tokens wrote, (B, H, D, E); None if there are none, and none is wanted afterwards.
+        matrix: what earlier tokens wrote, (B, H, D, E); None if there are none, and nobody reads on afterwards.
 
     Returns:
-        The sums (B, H, T, E), not yet scaled; and the memory after the last token, or None.
+        The sums (B, H, T, E), not yet scaled; and the matrix after the last token, or None.
     """
     decays = places.decays(0, q.shape[2])
     out = _among(q, k, v, decays)
-    return (out, None) if memory is None else (out + _read(q, decays, memory), _write(k, v, decays, memory))
+    if matrix is None:
+        return out, None
+    return out + _read(q, decays, matrix), _write(k, v, decays, matrix)
 
 
 def recurrent(
-    q: Tensor, k: Tensor, v: Tensor, places: Places, memory: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, places: Places, matrix: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Equation 6: ``S = gamma S + k vᵀ``, ``o = q S``, token by token, in time T and no room but S.
 
     Arguments and results are those of :func:`parallel`.
     """
-    memory = _no_memory(k, v, places) if memory is None else memory
+    matrix = _nothing(k, v, places) if matrix is None else matrix
     outs = []
     for t in range(q.shape[2]):
         decays = places.decays(t, t + 1)
-        q_t, k_t, v_t = (part[:, :, t : t + 1].to(memory.dtype) for part in (q, k, v))
-        memory = _write(k_t, v_t, decays, memory)
-        outs.append((q_t @ memory).to(q.dtype))
-    return torch.cat(outs, 2) if outs else v, memory
+        q_t, k_t, v_t = (part[:, :, t : t + 1].to(matrix.dtype) for part in (q, k, v))
+        matrix = _write(k_t, v_t, decays, matrix)
+        outs.append((q_t @ matrix).to(q.dtype))
+    return torch.cat(outs, 2) if outs else v, matrix
 
 
 def chunkwise(
-    q: Tensor, k: Tensor, v: Tensor, places: Places, memory: Tensor | None = None, *, size: int
+    q: Tensor, k: Tensor, v: Tensor, places: Places, matrix: Tensor | None = None, *, size: int
 ) -> tuple[Tensor, Tensor | None]:
     """Equation 7: parallel within chunks of ``size`` tokens, recurrent from each to the next; time and room T · size.
 
     The other arguments and the results are those of :func:`parallel`.
     """
-    length, wanted = q.shape[2], memory is not None
-    memory = _no_memory(k, v, places) if memory is None else memory
+    length, wanted = q.shape[2], matrix is not None
+    matrix = _nothing(k, v, places) if matrix is None else matrix
     outs = []
     for start in range(0, length, size):
         end = min(start + size, length)
         decays = places.decays(start, end)
         q_c, k_c, v_c = (part[:, :, start:end] for part in (q, k, v))
-        outs.append(_among(q_c, k_c, v_c, decays) + _read(q_c, decays, memory))
+        outs.append(_among(q_c, k_c, v_c, decays) + _read(q_c, decays, matrix))
         if wanted or end < length:
-            memory = _write(k_c, v_c, decays, memory)
-    return torch.cat(outs, 2) if outs else v, memory if wanted else None
+            matrix = _write(k_c, v_c, decays, matrix)
+    return torch.cat(outs, 2) if outs else v, matrix if wanted else None
 
 
 def _among(q: Tensor, k: Tensor, v: Tensor, decays: Decays) -> Tensor:
@@ -226,17 +228,17 @@ def _among(q: Tensor, k: Tensor, v: Tensor, decays: Decays) -> Tensor:
     return (q @ k.mT * decays.inner.to(q.dtype)) @ v
 
 
-def _read(q: Tensor, decays: Decays, memory: Tensor) -> Tensor:
-    """What the memory says to the tokens of a piece."""
-    return (q * decays.since.to(q.dtype)) @ memory.to(q.dtype)
+def _read(q: Tensor, decays: Decays, matrix: Tensor) -> Tensor:
+    """What was written says to the tokens of a piece."""
+    return (q * decays.since.to(q.dtype)) @ matrix.to(q.dtype)
 
 
-def _write(k: Tensor, v: Tensor, decays: Decays, memory: Tensor) -> Tensor:
-    """Return the memory after a piece. Products are of the type of k and v; their sum over the text is wider."""
-    return memory * decays.whole + (k * decays.until.to(k.dtype)).mT @ v
+def _write(k: Tensor, v: Tensor, decays: Decays, matrix: Tensor) -> Tensor:
+    """Return the matrix after a piece; products are of the type of k and v, their sum over the text is wider."""
+    return matrix * decays.whole + (k * decays.until.to(k.dtype)).mT @ v
 
 
-def _no_memory(k: Tensor, v: Tensor, places: Places) -> Tensor:
+def _nothing(k: Tensor, v: Tensor, places: Places) -> Tensor:
     return k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=places.dtype)
 
 
@@ -252,8 +254,8 @@ class Retention(nn.Module):
         value_dim: width H · E of all values together; default ``2 * dim``, the paper's.
         eps: epsilon of the norm of each head.
         normaliser: what the sums are divided by before the norm; it matters only beside ``eps``. "none";
-            "signed", the sum of a row's scores, where it is above 1 (torchscale 0.3.0 in its parallel form); "absolute",
-            the sum of their sizes (torchscale since November 2023), which the parallel form alone can know.
+            "signed", the sum of a row's scores, where its size is above 1 (torchscale 0.3.0 in its parallel form);
+            "absolute", the sum of their sizes (torchscale since November 2023), which the parallel form alone can know.
         chunk_size: tokens of a chunk.
         form: the form taken where a call names none. "auto": recurrent for one token, parallel up to two chunks,
             chunkwise above.
@@ -289,20 +291,18 @@ class Retention(nn.Module):
         self.norm = nn.RMSNorm(values // num_heads, eps=eps, elementwise_affine=False)
         self.proj = Linear(values, dim, bias=False)
 
-    def begin(self, x: Tensor) -> RetentionState:
-        """Return the state of rows like those of ``x`` (B, T, C), before any token."""
-        shape = (len(x), self.num_heads, self.width, self.norm.normalized_shape[0] + (self.normaliser == "signed"))
-        memory = x.new_zeros(shape, dtype=torch.promote_types(x.dtype, torch.float32))
-        return RetentionState(memory, torch.zeros(len(x), dtype=torch.int64, device=x.device))
+    def new_memory(self) -> RetentionState:
+        """Return the state before any token."""
+        return RetentionState()
 
-    def places(self, x: Tensor, state: RetentionState | None = None, keep: Tensor | None = None) -> Places:
-        """Return where the tokens ``x`` (B, T, C) stand, after those of ``state``: the same for every layer alike."""
-        return Places(x, self.num_heads, self.width, count=None if state is None else state.count, keep=keep)
+    def places(self, x: Tensor, memory: RetentionState | None = None, keep: Tensor | None = None) -> Places:
+        """Return where the tokens ``x`` (B, T, C) stand, after those of ``memory``; the same for all layers alike."""
+        return Places(x, self.num_heads, self.width, count=None if memory is None else memory.count, keep=keep)
 
     def forward(
         self,
         x: Tensor,
-        state: RetentionState | None = None,
+        memory: RetentionState | None = None,
         *,
         keep: Tensor | None = None,
         places: Places | None = None,
@@ -312,28 +312,35 @@ class Retention(nn.Module):
 
         Args:
             x: tokens.
-            state: what earlier tokens left, from :meth:`begin`; moved on in place.
+            memory: what earlier tokens left, from :meth:`new_memory`; moved on in place.
             keep: (B, T) bool, True where a token is real; the others are neither written nor counted.
-            places: what :meth:`places` gave for tokens like these, ``state`` and ``keep``; default computed here.
+            places: what :meth:`places` gave for tokens like these, ``memory`` and ``keep``; default computed here.
             form: how to compute it; default as the layer was made. The numbers are the same.
         """
-        places = self.places(x, state, keep) if places is None else places
+        places = self.places(x, memory, keep) if places is None else places
         q = places.rotate(self._split(self.q(x)))
         k = places.rotate(self._split(self.k(x)) * self.width**-0.5)
         v = self._split(self.v(x))
         if self.normaliser == "signed":  # a value of ones sums up the scores
             v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
         form = self._form(form or self.form, x.shape[1])
-        memory = None if state is None else state.memory
-        if form == "chunkwise":
-            out, memory = chunkwise(q, k, v, places, memory, size=self.chunk_size)
-        else:
-            out, memory = (parallel if form == "parallel" else recurrent)(q, k, v, places, memory)
-        if state is not None and memory is not None and x.shape[1]:
-            state.memory, state.count = memory, places.count[:, -1]
-        out = self._normalise(out * places.scale, q, k, places, whole=form == "parallel" and state is None)
+        out = self._retain(form, q, k, v, places, memory)
+        out = self._normalise(out * places.scale, q, k, places, whole=form == "parallel" and memory is None)
         gated: Tensor = self.proj(F.silu(self.gate(x)) * out.transpose(1, 2).flatten(2).to(x.dtype))
         return gated
+
+    def _retain(
+        self, form: Form, q: Tensor, k: Tensor, v: Tensor, places: Places, memory: RetentionState | None
+    ) -> Tensor:
+        """Return the sums (B, H, T, E) in the form asked for, and move ``memory`` on."""
+        matrix = None if memory is None else _nothing(k, v, places) if memory.matrix is None else memory.matrix
+        if form == "chunkwise":
+            out, matrix = chunkwise(q, k, v, places, matrix, size=self.chunk_size)
+        else:
+            out, matrix = (parallel if form == "parallel" else recurrent)(q, k, v, places, matrix)
+        if memory is not None and q.shape[2]:
+            memory.matrix, memory.count = matrix, places.count[:, -1].expand(len(q))
+        return out
 
     def _form(self, form: Form, length: int) -> Form:
         if form not in get_args(Form):
@@ -357,4 +364,4 @@ class Retention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, H · D) -> (B, H, T, D)."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
