@@ -12,6 +12,10 @@ arXiv 2106.13797).
 ``retnet``: Xavier-uniform matrices in retention, of gain 2^-2.5 into it and 1/2 out of it; tables of tokens and the
 output N(0, 1 / width); the rest as torch makes linear layers (torchscale, the code of Sun et al. 2023, arXiv
 2307.08621, since November 2023).
+``transformer``: Xavier-uniform matrices, q, k and v as the one matrix they are stored in, embeddings and the output
+layer N(0, 1 / width), padding and biases zero (fairseq's code of Vaswani et al. 2017, arXiv 1706.03762).
+``normal``: matrices, embeddings and tables N(0, 0.02), padding and biases zero (Devlin et al. 2019, arXiv 1810.04805;
+Radford et al. 2019, GPT-2).
 Tables of relative positions come as N(0, 0.02) whatever the scheme.
 """
 
@@ -19,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -190,12 +195,47 @@ def _retnet(model: nn.Module) -> None:
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
 
 
+@torch.no_grad()
+def _transformer(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            if name == "output":
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            else:
+                nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            _embedding_normal_(module, module.embedding_dim**-0.5)
+    _fill_free(model, {"output_bias": nn.init.zeros_, "cls_token": partial(nn.init.normal_, std=0.02)})
+
+
+@torch.no_grad()
+def _normal(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            _embedding_normal_(module, 0.02)
+    _fill_free(model, {"output_bias": nn.init.zeros_, "cls_token": partial(nn.init.normal_, std=0.02)})
+
+
+def _embedding_normal_(table: nn.Embedding, std: float) -> None:
+    nn.init.normal_(table.weight, std=std)
+    if table.padding_idx is not None:
+        nn.init.zeros_(table.weight[table.padding_idx])
+
+
 SCHEMES: dict[str, Callable[[nn.Module], None]] = {
     "bit": _bit,
     "coatnet": _coatnet,
     "jax": _jax,
+    "normal": _normal,
     "pvt_v2": _pvt_v2,
     "resnet": _resnet,
     "retnet": _retnet,
+    "transformer": _transformer,
     "trunc_normal": _trunc_normal,
 }
