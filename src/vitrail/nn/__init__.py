@@ -3,7 +3,7 @@
 from .attention import Attention, attend
 from .cache import KVCache
 from .decoder import CausalAttention, Decoder, DecoderLayer, DecoderState, Encoder, EncoderLayer
-from .feedforward import ConvFeedForward, FeedForward
+from .feedforward import ConvFeedForward, FeedForward, GatedFeedForward
 from .freeze import freeze_backbone
 from .fused import Linear
 from .init import initialise
@@ -14,6 +14,7 @@ from .positions import SinusoidalPositions, resize_positions, sincos_1d, sincos_
 from .recurrent import AdditiveAttention, RecurrentState, recurrence
 from .reduction import PooledReduction, ReducedBlock, StridedReduction
 from .residual import DropPath, LayerScale, PreNormBlock, drop_path_rates
+from .retention import Retention, RetentionState
 from .tokens import AttentionPool, Features, as_map, prepend
 from .windows import WindowAttention, Windows
 
@@ -31,6 +32,7 @@ __all__ = [
     "EncoderLayer",
     "Features",
     "FeedForward",
+    "GatedFeedForward",
     "KVCache",
     "LayerNorm2d",
     "LayerScale",
@@ -43,6 +45,8 @@ __all__ = [
     "PreNormBlock",
     "RecurrentState",
     "ReducedBlock",
+    "Retention",
+    "RetentionState",
     "SinusoidalPositions",
     "SquareEmbed",
     "StridedReduction",

@@ -11,6 +11,9 @@ arXiv 2106.13797).
 1905.11946), biases zero.
 ``recurrent``: embeddings and heads uniform within 0.1 (Luong et al. 2015, arXiv 1508.04025, section 4.1),
 Xavier-uniform matrices, biases zero; recurrent layers as torch makes them: all uniform within C ** -0.5.
+``retnet``: Xavier-uniform matrices in retention, of gain 2^-2.5 into it and 1/2 out of it; tables of tokens and the
+output N(0, 1 / width); the rest as torch makes linear layers (torchscale, the code of Sun et al. 2023, arXiv
+2307.08621, since November 2023).
 ``transformer``: Xavier-uniform matrices, q, k and v as the one matrix they are stored in, embeddings and the output
 layer N(0, 1 / width), padding and biases zero (fairseq's code of Vaswani et al. 2017, arXiv 1706.03762).
 ``normal``: matrices, embeddings and tables N(0, 0.02), padding and biases zero (Devlin et al. 2019, arXiv 1810.04805;
@@ -187,6 +190,26 @@ def _recurrent(model: nn.Module) -> None:
 
 
 @torch.no_grad()
+def _retnet(model: nn.Module) -> None:
+    from .retention import Retention
+
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        elif isinstance(module, nn.Linear):
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for name, module in model.named_modules():
+        if isinstance(module, Retention):
+            for layer in (module.q, module.k, module.v, module.gate):
+                nn.init.xavier_uniform_(layer.weight, gain=2**-2.5)
+            nn.init.xavier_uniform_(module.proj.weight, gain=0.5)
+        elif name == "output_projection" and isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+
+
+@torch.no_grad()
 def _transformer(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -227,6 +250,7 @@ SCHEMES: dict[str, Callable[[nn.Module], None]] = {
     "pvt_v2": _pvt_v2,
     "recurrent": _recurrent,
     "resnet": _resnet,
+    "retnet": _retnet,
     "transformer": _transformer,
     "trunc_normal": _trunc_normal,
 }
