@@ -13,6 +13,7 @@ from vitrail.errors import DataError, UsageError, require_known
 from .console import Json, partial_result, result, say
 from .heldout import held_out, recipe_of
 from .source import open_predictor
+from .through_time import WORD, explain_gradients
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +46,13 @@ def _of_library(method: Method | None) -> LibraryMethod | None:
 
 
 def explain(
-    model: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, model folder or hf-hub:org/name.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN | gradients",
+            help="Run folder, model folder or hf-hub:org/name; or gradients: their norm through time.",
+        ),
+    ],
     images: Annotated[
         list[str] | None,
         typer.Argument(metavar="[IMAGE]...", help="Files, folders or patterns; none: held-out images of the run."),
@@ -66,11 +73,18 @@ def explain(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where pictures go; default: explain/ in RUN.")
     ] = None,
+    length: Annotated[int | None, typer.Option(help="Of gradients: how many steps; default: 100.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     as_json: Json = False,
 ) -> None:
     """Draw over images what the answers were read from, or the known figures of a model."""
     images = images or []
+    if model == WORD and not Path(model).exists():
+        own = device if device != "auto" else None
+        _require_alone(images=images, method=method, per_head=per_head, figures=figures, data=data, device=own)
+        return explain_gradients(length, out, as_json)
+    if length is not None:
+        raise UsageError(f"--length has no effect on {model}; mend: vitrail explain {WORD} --length {length}")
     _require_sense(images, method, per_head, figures, data)
     predictor = open_predictor(model, device=device)
     folder = out or (Path(model) / "explain" if Path(model).is_dir() else Path("explain"))
@@ -97,6 +111,14 @@ def explain(
         words = f"{len(broken)} of {len(broken) + len(drawn)} images could not be used:\n" + "\n".join(broken)
         partial_result("explain", as_json, DataError(words), **facts)
     result("explain", as_json, **facts)
+
+
+def _require_alone(**given: object) -> None:
+    """Refuse what has no effect on the measurement of gradients."""
+    for name, value in given.items():
+        if value:
+            what = "an image" if name == "images" else f"--{name.replace('_', '-')}"
+            raise UsageError(f"{what} has no effect on vitrail explain {WORD}; mend: leave it out")
 
 
 def _require_sense(images: list[str], method: Method | None, per_head: bool, figures: bool, data: str | None) -> None:
