@@ -189,13 +189,16 @@ class Transformer(nn.Module):
         self.target_embed = None if c.share == "all" else self._table()
         self.place = EmbedTokens(c.embed_dim, c.numerics, c.drop_rate)
         self.encoder = Encoder((encoder_layer(c) for _ in range(c.encoder_depth)), final_norm(c))
-        self.decoder = Decoder((decoder_layer(c, cross=True) for _ in range(c.decoder_depth)), final_norm(c))
+        self.decoder = Decoder((self._decoder_layer() for _ in range(c.decoder_depth)), final_norm(c))
         self.output = Linear(c.embed_dim, c.vocab_size, bias=False) if c.share == "none" else None
         self.output_bias = nn.Parameter(torch.zeros(c.vocab_size)) if c.head_bias else None
         initialise(self, c.numerics.init)
 
     def _table(self) -> nn.Embedding:
         return nn.Embedding(self.config.vocab_size, self.config.embed_dim, padding_idx=self.config.specials.pad)
+
+    def _decoder_layer(self) -> DecoderLayer:
+        return decoder_layer(self.config, cross=True)
 
     def _target_table(self) -> nn.Embedding:
         return self.embed if self.target_embed is None else self.target_embed
