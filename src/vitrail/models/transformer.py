@@ -217,6 +217,10 @@ class Transformer(nn.Module):
         table = self.output if self.output is not None else self._target_table()
         return linear(hidden, table.weight, self.output_bias)
 
+    def hidden(self, source: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
+        """What :meth:`head` maps to logits: source (B, S), target (B, T) -> (B, T, C)."""
+        return self.decode(target, *self.encode(source, keep))
+
     def forward(self, source: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """Source (B, S), target (B, T) int64, ``keep`` (B, S) bool -> logits (B, T, V).
 

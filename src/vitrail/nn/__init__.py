@@ -11,6 +11,7 @@ from .lora import LoraLinear, add_lora, merge_lora
 from .norms import LayerNorm2d
 from .patches import OverlapPatchEmbed, PatchEmbed, PatchMerging, SquareEmbed, project_squares
 from .positions import SinusoidalPositions, resize_positions, sincos_1d, sincos_2d
+from .recurrent import AdditiveAttention, RecurrentState, recurrence
 from .reduction import PooledReduction, ReducedBlock, StridedReduction
 from .residual import DropPath, LayerScale, PreNormBlock, drop_path_rates
 from .retention import Retention, RetentionState
@@ -18,6 +19,7 @@ from .tokens import AttentionPool, Features, as_map, prepend
 from .windows import WindowAttention, Windows
 
 __all__ = [
+    "AdditiveAttention",
     "Attention",
     "AttentionPool",
     "CausalAttention",
@@ -41,6 +43,7 @@ __all__ = [
     "PatchMerging",
     "PooledReduction",
     "PreNormBlock",
+    "RecurrentState",
     "ReducedBlock",
     "Retention",
     "RetentionState",
@@ -58,6 +61,7 @@ __all__ = [
     "merge_lora",
     "prepend",
     "project_squares",
+    "recurrence",
     "resize_positions",
     "sincos_1d",
     "sincos_2d",

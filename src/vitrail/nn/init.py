@@ -9,6 +9,8 @@ hybrids the last norm of each convolutional block zero.
 arXiv 2106.13797).
 ``coatnet``: Xavier-uniform matrices, convolutions N(0, 2 / fan-out) as EfficientNet's (Tan and Le 2019, arXiv
 1905.11946), biases zero.
+``recurrent``: embeddings and heads uniform within 0.1 (Luong et al. 2015, arXiv 1508.04025, section 4.1),
+Xavier-uniform matrices, biases zero; recurrent layers as torch makes them: all uniform within C ** -0.5.
 ``retnet``: Xavier-uniform matrices in retention, of gain 2^-2.5 into it and 1/2 out of it; tables of tokens and the
 output N(0, 1 / width); the rest as torch makes linear layers (torchscale, the code of Sun et al. 2023, arXiv
 2307.08621, since November 2023).
@@ -176,6 +178,18 @@ def _bit(model: nn.Module) -> None:
 
 
 @torch.no_grad()
+def _recurrent(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.uniform_(module.weight, -0.1, 0.1)
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    _fill_free(model, {"output_weight": lambda t: nn.init.uniform_(t, -0.1, 0.1), "output_bias": nn.init.zeros_})
+
+
+@torch.no_grad()
 def _retnet(model: nn.Module) -> None:
     from .retention import Retention
 
@@ -234,6 +248,7 @@ SCHEMES: dict[str, Callable[[nn.Module], None]] = {
     "jax": _jax,
     "normal": _normal,
     "pvt_v2": _pvt_v2,
+    "recurrent": _recurrent,
     "resnet": _resnet,
     "retnet": _retnet,
     "transformer": _transformer,
