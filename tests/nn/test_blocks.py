@@ -122,14 +122,14 @@ def test_layer_scale_multiplies_channels():
 
 
 def test_gelu_forms_differ_as_known():
-    exact = FeedForward(8, 16, gelu="erf")
-    close = FeedForward(8, 16, gelu="tanh")
+    exact = FeedForward(8, 16, act="gelu")
+    close = FeedForward(8, 16, act="gelu_tanh")
     close.load_state_dict(exact.state_dict())
     x = torch.randn(2, 5, 8) * 3
     gap = float((exact(x) - close(x)).detach().abs().max())
     assert 1e-6 < gap < 1e-2
-    with pytest.raises(KeyError):
-        FeedForward(8, 16, gelu="relu")
+    with pytest.raises(ValueError, match="expected an activation of gelu"):
+        FeedForward(8, 16, act="erf")
 
 
 def test_norm_2d_is_layer_norm_at_each_position():

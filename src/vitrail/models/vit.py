@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vitrail.nn.attention import Attention
 from vitrail.nn.checks import require_heads, require_positive
-from vitrail.nn.feedforward import FeedForward, Gelu
+from vitrail.nn.feedforward import ACTS, FeedForward, Gelu
 from vitrail.nn.fused import Linear
 from vitrail.nn.init import initialise
 from vitrail.nn.patches import MapEmbed, PatchEmbed
@@ -156,7 +156,7 @@ class ViT(nn.Module):
         c = self.config
         return PreNormBlock(
             Attention(c.embed_dim, c.num_heads, proj_drop=c.drop_rate),
-            FeedForward(c.embed_dim, c.hidden_dim, gelu=c.numerics.gelu, drop=c.drop_rate),
+            FeedForward(c.embed_dim, c.hidden_dim, act=ACTS[c.numerics.gelu], drop=c.drop_rate),
             c.embed_dim,
             eps=c.numerics.norm_eps,
             drop_path=drop_path,

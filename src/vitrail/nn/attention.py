@@ -155,6 +155,7 @@ class Attention(nn.Module):
         inner_dim: width of all heads together; default ``dim``.
         out_dim: width of the result; default ``dim``.
         qkv_bias: whether the projections of q, k and v have a bias.
+        proj_bias: whether the output projection has one.
         attn_drop: dropout on the attention weights.
         proj_drop: dropout after the output projection.
 
@@ -173,6 +174,7 @@ class Attention(nn.Module):
         inner_dim: int | None = None,
         out_dim: int | None = None,
         qkv_bias: bool = True,
+        proj_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
@@ -185,7 +187,7 @@ class Attention(nn.Module):
         self.attn_drop = attn_drop
         self.tape = None
         self.qkv = Linear(dim, 3 * inner, bias=qkv_bias)
-        self.proj = Linear(inner, dim if out_dim is None else out_dim)
+        self.proj = Linear(inner, dim if out_dim is None else out_dim, bias=proj_bias)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(

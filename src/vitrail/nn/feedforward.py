@@ -28,20 +28,34 @@ HIDDEN = 2**18  # numbers of a hidden layer that do
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU, Linear on each token by itself.
+    """Linear, activation, Linear on each token by itself.
 
     Args:
         dim: width C of the tokens.
         hidden_dim: width of the hidden layer.
-        gelu: "erf", the exact function (PyTorch's models), or "tanh", its approximation (Flax's default).
+        act: the activation; :data:`ACTS` says which one "erf" and "tanh" GELU are.
         drop: dropout after each of the two layers.
+        act_drop: dropout after the first of them; default ``drop``.
+        bias: whether the two layers have a bias.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, *, gelu: Gelu = "erf", drop: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        act: Activation = "gelu",
+        drop: float = 0.0,
+        act_drop: float | None = None,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
-        self.fc2 = Linear(hidden_dim, dim)
-        self.act = ACTS[gelu]
+        if act not in ACTIVATIONS:
+            raise ValueError(f"expected an activation of {', '.join(ACTIVATIONS)}, got {act!r}")
+        self.fc1 = Linear(dim, hidden_dim, bias=bias)
+        self.fc2 = Linear(hidden_dim, dim, bias=bias)
+        self.act = act
+        self.act_drop = nn.Dropout(drop if act_drop is None else act_drop)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +72,7 @@ class FeedForward(nn.Module):
             hidden = linear_act(x, self.fc1.weight, self.fc1.bias, self.act)
         else:
             hidden = ACTIVATIONS[self.act](self.fc1(x))
-        out: Tensor = self.drop(self.fc2(self.drop(hidden)))
+        out: Tensor = self.drop(self.fc2(self.act_drop(hidden)))
         return out
 
 

@@ -9,6 +9,8 @@ hybrids the last norm of each convolutional block zero.
 arXiv 2106.13797).
 ``coatnet``: Xavier-uniform matrices, convolutions N(0, 2 / fan-out) as EfficientNet's (Tan and Le 2019, arXiv
 1905.11946), biases zero.
+``igpt``: queries, keys and values N(0, 1 / width), what the attention gives N(0, 1 / (width · layers)), all other
+matrices and the colours N(0, 0.02), positions N(0, 0.01), the outputs zero (the code of Chen et al. 2020, image GPT).
 Tables of relative positions come as N(0, 0.02) whatever the scheme.
 """
 
@@ -167,9 +169,30 @@ def _bit(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+@torch.no_grad()
+def _igpt(model: nn.Module) -> None:
+    from .attention import Attention
+
+    layers = [m for m in model.modules() if isinstance(m, Attention)]
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for attn in layers:
+        width = attn.proj.out_features
+        nn.init.normal_(attn.qkv.weight, std=width**-0.5)
+        nn.init.normal_(attn.proj.weight, std=(width * len(layers)) ** -0.5)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name in ("head", "pixel_head"):
+            nn.init.zeros_(module.weight)
+    _fill_free(model, {"pos_embed": lambda t: nn.init.normal_(t, std=0.01)})
+
+
 SCHEMES: dict[str, Callable[[nn.Module], None]] = {
     "bit": _bit,
     "coatnet": _coatnet,
+    "igpt": _igpt,
     "jax": _jax,
     "pvt_v2": _pvt_v2,
     "resnet": _resnet,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention
-from .feedforward import FeedForward, Gelu
+from .feedforward import ACTS, FeedForward, Gelu
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class AttentionPool(nn.Module):
         self.latent = nn.Parameter(torch.empty(1, 1, dim))
         self.attn = Attention(dim, num_heads)
         self.norm = nn.LayerNorm(dim, eps=eps)
-        self.mlp = FeedForward(dim, hidden_dim, gelu=gelu)
+        self.mlp = FeedForward(dim, hidden_dim, act=ACTS[gelu])
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, C) -> (B, C)."""
