@@ -80,7 +80,7 @@ def test_sincos_1d_in_both_orders():
         angle = pos / 10000 ** (2 * i / 6)
         assert table[pos, 2 * i] == pytest.approx(math.sin(angle), abs=1e-6)
         assert table[pos, 2 * i + 1] == pytest.approx(math.cos(angle), abs=1e-6)
-    halves = sincos_1d(7, 6, interleaved=False)
+    halves = sincos_1d(7, 6, layout="halves")
     torch.testing.assert_close(halves, torch.cat([table[:, 0::2], table[:, 1::2]], 1))
     with pytest.raises(ValueError, match="even width"):
         sincos_1d(3, 5)
@@ -89,7 +89,7 @@ def test_sincos_1d_in_both_orders():
 def test_sincos_2d_holds_columns_first():
     table = sincos_2d((2, 3), 8)[0]
     row, column = 1, 2
-    x, y = sincos_1d(3, 4, interleaved=False)[column], sincos_1d(2, 4, interleaved=False)[row]
+    x, y = sincos_1d(3, 4, layout="halves")[column], sincos_1d(2, 4, layout="halves")[row]
     torch.testing.assert_close(table[row * 3 + column], torch.cat([x, y]))
     with pytest.raises(ValueError, match="multiple of 4"):
         sincos_2d((2, 2), 6)

@@ -2,6 +2,7 @@
 
 from .attention import Attention, attend
 from .cache import KVCache
+from .decoder import CausalAttention, Decoder, DecoderLayer, DecoderState, Encoder, EncoderLayer
 from .feedforward import ConvFeedForward, FeedForward
 from .freeze import freeze_backbone
 from .fused import Linear
@@ -9,7 +10,7 @@ from .init import initialise
 from .lora import LoraLinear, add_lora, merge_lora
 from .norms import LayerNorm2d
 from .patches import OverlapPatchEmbed, PatchEmbed, PatchMerging, SquareEmbed, project_squares
-from .positions import resize_positions, sincos_1d, sincos_2d
+from .positions import SinusoidalPositions, resize_positions, sincos_1d, sincos_2d
 from .reduction import PooledReduction, ReducedBlock, StridedReduction
 from .residual import DropPath, LayerScale, PreNormBlock, drop_path_rates
 from .tokens import AttentionPool, Features, as_map, prepend
@@ -18,8 +19,14 @@ from .windows import WindowAttention, Windows
 __all__ = [
     "Attention",
     "AttentionPool",
+    "CausalAttention",
     "ConvFeedForward",
+    "Decoder",
+    "DecoderLayer",
+    "DecoderState",
     "DropPath",
+    "Encoder",
+    "EncoderLayer",
     "Features",
     "FeedForward",
     "KVCache",
@@ -33,6 +40,7 @@ __all__ = [
     "PooledReduction",
     "PreNormBlock",
     "ReducedBlock",
+    "SinusoidalPositions",
     "SquareEmbed",
     "StridedReduction",
     "WindowAttention",

@@ -9,6 +9,10 @@ hybrids the last norm of each convolutional block zero.
 arXiv 2106.13797).
 ``coatnet``: Xavier-uniform matrices, convolutions N(0, 2 / fan-out) as EfficientNet's (Tan and Le 2019, arXiv
 1905.11946), biases zero.
+``transformer``: Xavier-uniform matrices, q, k and v as the one matrix they are stored in, embeddings and the output
+layer N(0, 1 / width), padding and biases zero (fairseq's code of Vaswani et al. 2017, arXiv 1706.03762).
+``normal``: matrices, embeddings and tables N(0, 0.02), padding and biases zero (Devlin et al. 2019, arXiv 1810.04805;
+Radford et al. 2019, GPT-2).
 ``igpt``: queries, keys and values N(0, 1 / width), what the attention gives N(0, 1 / (width · layers)), all other
 matrices and the colours N(0, 0.02), positions N(0, 0.01), the outputs zero (the code of Chen et al. 2020, image GPT).
 Tables of relative positions come as N(0, 0.02) whatever the scheme.
@@ -170,15 +174,44 @@ def _bit(model: nn.Module) -> None:
 
 
 @torch.no_grad()
+def _transformer(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            if name == "output":
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            else:
+                nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            _embedding_normal_(module, module.embedding_dim**-0.5)
+    _fill_free(model, {"output_bias": nn.init.zeros_})
+
+
+@torch.no_grad()
+def _normal(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            _embedding_normal_(module, 0.02)
+    _fill_free(model, {"output_bias": nn.init.zeros_})
+
+
+def _embedding_normal_(table: nn.Embedding, std: float) -> None:
+    nn.init.normal_(table.weight, std=std)
+    if table.padding_idx is not None:
+        nn.init.zeros_(table.weight[table.padding_idx])
+
+
+@torch.no_grad()
 def _igpt(model: nn.Module) -> None:
     from .attention import Attention
 
     layers = [m for m in model.modules() if isinstance(m, Attention)]
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+    _normal(model)
     for attn in layers:
         width = attn.proj.out_features
         nn.init.normal_(attn.qkv.weight, std=width**-0.5)
@@ -194,7 +227,9 @@ SCHEMES: dict[str, Callable[[nn.Module], None]] = {
     "coatnet": _coatnet,
     "igpt": _igpt,
     "jax": _jax,
+    "normal": _normal,
     "pvt_v2": _pvt_v2,
     "resnet": _resnet,
+    "transformer": _transformer,
     "trunc_normal": _trunc_normal,
 }

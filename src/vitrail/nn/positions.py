@@ -11,11 +11,14 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 Grid = tuple[int, int]
 PositionResize = Literal["bicubic_antialias", "bicubic", "bilinear", "bilinear_aligned"]
+Layout = Literal["interleaved", "halves", "tensor2tensor"]
+
+ROWS = 256  # of a table of sines and cosines before it has to grow
 
 
 def resize_positions(table: Tensor, old: Grid, new: Grid, mode: PositionResize = "bicubic_antialias") -> Tensor:
@@ -43,16 +46,49 @@ def resize_positions(table: Tensor, old: Grid, new: Grid, mode: PositionResize =
     return grid.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(table.dtype)
 
 
-def sincos_1d(length: int, dim: int, *, interleaved: bool = True, temperature: float = 10000.0) -> Tensor:
+def sincos_1d(length: int, dim: int, *, layout: Layout = "interleaved", temperature: float = 10000.0) -> Tensor:
     """Return the sine-cosine table (length, dim) of 'Attention is all you need'.
 
-    ``interleaved``: sine and cosine of one frequency side by side, as in the paper; otherwise all sines, then all
-    cosines (fairseq, Marian). Raises ValueError if ``dim`` is odd.
+    ``layout``: "interleaved", sine and cosine of one frequency side by side, as the paper writes it; "halves", all
+    sines, then all cosines, of the same frequencies (Marian); "tensor2tensor", halves whose slowest frequency is
+    exactly 1 / ``temperature`` (the paper's own code, fairseq). Raises ValueError if ``dim`` is odd.
     """
-    angles = _angles(torch.arange(length, dtype=torch.float64), dim, temperature)
+    steps = torch.arange(length, dtype=torch.float64)
+    if layout == "tensor2tensor":
+        _require_even(dim)
+        rates = temperature ** (-torch.arange(dim // 2, dtype=torch.float64) / max(dim // 2 - 1, 1))
+        angles = steps[:, None] * rates
+    else:
+        angles = _angles(steps, dim, temperature)
     pair = (angles.sin(), angles.cos())
-    table = torch.stack(pair, -1).flatten(1) if interleaved else torch.cat(pair, -1)
+    table = torch.stack(pair, -1).flatten(1) if layout == "interleaved" else torch.cat(pair, -1)
     return table.float()
+
+
+class SinusoidalPositions(nn.Module):
+    """The rows of :func:`sincos_1d` for any stretch of a sequence; the table grows as needed and is no weight.
+
+    Args:
+        dim: width C.
+        layout: see :func:`sincos_1d`.
+        first: number of the first position: 0, or what fairseq starts at, its padding index + 1.
+    """
+
+    table: Tensor
+
+    def __init__(self, dim: int, *, layout: Layout = "interleaved", first: int = 0) -> None:
+        super().__init__()
+        self.layout: Layout = layout
+        self.first = first
+        self.register_buffer("table", sincos_1d(ROWS, dim, layout=layout), persistent=False)
+
+    def forward(self, start: int, length: int) -> Tensor:
+        """Return the rows (length, C) of the positions from ``start`` on."""
+        begin = self.first + start
+        if begin + length > self.table.shape[0]:
+            rows = max(begin + length, 2 * self.table.shape[0])
+            self.table = sincos_1d(rows, self.table.shape[1], layout=self.layout).to(self.table)
+        return self.table[begin : begin + length]
 
 
 def sincos_2d(grid: Grid, dim: int, *, base: Grid | None = None, temperature: float = 10000.0) -> Tensor:
@@ -78,7 +114,11 @@ def _centres(count: int, base: int) -> Tensor:
 
 def _angles(steps: Tensor, dim: int, temperature: float) -> Tensor:
     """Return (len(steps), dim / 2): each step times ``temperature ** (-2 i / dim)``."""
-    if dim % 2:
-        raise ValueError(f"expected an even width for a sine-cosine table, got {dim}")
+    _require_even(dim)
     frequencies = temperature ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     return steps[:, None] * frequencies
+
+
+def _require_even(dim: int) -> None:
+    if dim % 2:
+        raise ValueError(f"expected an even width for a sine-cosine table, got {dim}")
