@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -195,7 +195,8 @@ class IGPT(nn.Module):
 
     def _after_start(self, tokens: Tensor) -> Tensor:
         """Put the start token before the pixels (B, N), and leave the last one out."""
-        return F.pad(tokens[:, :-1], (1, 0), value=self.config.start)
+        shifted: Tensor = F.pad(tokens[:, :-1], (1, 0), value=self.config.start)
+        return shifted
 
     def _look_up(self, tokens: Tensor) -> Tensor:
         """(B, N) -> (B, N, C); a hole gives zeros."""
@@ -203,7 +204,8 @@ class IGPT(nn.Module):
             embedded: Tensor = self.embed(tokens)
             return embedded
         shown = (tokens != HOLE)[..., None]
-        return self.embed(tokens.clamp_min(0)) * shown
+        seen: Tensor = self.embed(tokens.clamp_min(0)) * shown
+        return seen
 
     # ---- the network
 
@@ -252,7 +254,7 @@ class IGPT(nn.Module):
 
     def _layers(self, shown: Tensor, grid: Grid, layers: Sequence[int]) -> list[Tensor]:
         depth = self.config.depth
-        norms = [*(block.norm1 for block in self.blocks), self.norm]
+        norms: list[Any] = [*(block.norm1 for block in self.blocks), self.norm]
         wrong = [i for i in layers if not 0 <= i <= depth]
         if wrong:
             raise ValueError(f"expected a layer of 0 (the embeddings) to {depth}, got {wrong[0]}")
@@ -327,8 +329,8 @@ class IGPT(nn.Module):
         first, last = state.length, state.length + tokens.shape[1]
         if last > state.positions.shape[1]:
             raise ValueError(f"expected at most {state.positions.shape[1]} tokens, one a pixel, got {last}")
-        x = self.pos_drop(self._look_up(tokens) + state.positions[:, first:last])
         cache: KVCache
+        x: Tensor = self.pos_drop(self._look_up(tokens) + state.positions[:, first:last])
         for block, cache in zip(self.blocks, state.caches, strict=True):
             x = block(x, causal=True, cache=cache)
         return x

@@ -74,7 +74,8 @@ def attend(
     else:
         weights = _weights(q, k, mask, scale)
         if tape is not None:
-            tape.append(weights if empty is None else weights.masked_fill(empty, 0.0))
+            weights = weights if empty is None else weights.masked_fill(empty, 0.0)
+            tape.append(weights)  # the very tensor that is used: gradients are asked of it
         out = F.dropout(weights, dropout_p, training=dropout_p > 0.0) @ v
     return out if empty is None else out.masked_fill(empty, 0.0)
 

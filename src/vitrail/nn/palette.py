@@ -29,7 +29,7 @@ def nearest(images: Tensor, palette: Tensor) -> Tensor:
     if not at_once() or pixels.shape[:2].numel() * len(colours) <= PIECE:
         return _nearest(pixels, colours)
     count = max(PIECE // (pixels.shape[1] * len(colours)), 1)
-    return torch.cat([_nearest(piece, colours) for piece in pixels.split(count)])
+    return torch.cat([_nearest(piece, colours) for piece in torch.split(pixels, count)])
 
 
 def _nearest(pixels: Tensor, colours: Tensor) -> Tensor:

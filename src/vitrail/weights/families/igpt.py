@@ -81,9 +81,9 @@ class IGPTFamily(Family):
         return tensors
 
     def table_for_export(self, tables: Sequence[Table], tensors: Mapping[str, Tensor], config: Any) -> Table:
-        if tables[0].layout == "original":
-            return tables[config.objective == "masked"]
-        return tables[0]
+        startless = tables[0].layout == "original" and config.objective == "masked"
+        table: Table = tables[1 if startless else 0]
+        return table
 
     def hint(self, tensors: Mapping[str, Tensor]) -> str:
         table = next((t for n, t in tensors.items() if n.rpartition(".")[0].endswith(("embed", "wte"))), None)

@@ -1,8 +1,8 @@
 """Tables for image GPT: transformers (whose Hub names are its names in memory) and OpenAI's TensorFlow names.
 
 Sources of the names: transformers 5 ``ImageGPTForCausalImageModeling``, ``ImageGPTForImageClassification``; the
-variables of openai/image-gpt, ``src/model.py``. transformers keeps the palette in ``preprocessor_config.json``, OpenAI in
-``kmeans_centers.npy``: both are read here as one more tensor, which a file may lack.
+variables of openai/image-gpt, ``src/model.py``. transformers keeps the palette in ``preprocessor_config.json``,
+OpenAI in ``kmeans_centers.npy``: both are read here as one more tensor, which a file may lack.
 """
 
 from __future__ import annotations
