@@ -10,11 +10,11 @@ from vitrail.errors import UsageError
 from vitrail.explain import attention_distances, attention_maps, deletion_insertion, draw_figures
 from vitrail.explain.geometry import patch_layout
 from vitrail.explain.maps import default_method
-from vitrail.models import create_model, variants
+from vitrail.models import create_model, image_variants
 
 from .models import pictures, tiny
 
-SMALL = sorted(n for n in variants() if n.startswith("test_"))
+SMALL = sorted(n for n in image_variants() if n.startswith("test_"))
 GLOBAL = {n for n in SMALL if n.startswith(("test_vit", "test_deit", "test_hybrid", "test_igpt"))}
 LINEAR = [n for n in SMALL if n.startswith(("test_resnet", "test_bit", "test_swin", "test_pvt_v2", "test_coatnet_rw"))]
 

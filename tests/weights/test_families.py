@@ -9,13 +9,14 @@ import torch
 
 from tests.peers import randomise, relative_difference, timm
 from vitrail.errors import WeightsError
-from vitrail.models import create_model, list_models, variants
+from vitrail.models import create_model, image_variants, list_models, text_variants, variants
 from vitrail.weights import Card, export_weights, load_folder, load_weights, save_folder
 from vitrail.weights.configs import name_of, to_timm
 from vitrail.weights.families import Family, families, family_of
 from vitrail.weights.maps import layouts
 
-SMALL = sorted(n for n in variants() if n.startswith("test_"))
+SMALL = sorted(n for n in image_variants() if n.startswith("test_"))
+TEXT = sorted(n for n in text_variants() if n.startswith("test_"))
 
 
 def made(name):
@@ -50,7 +51,7 @@ def test_timm_builds_the_same_network_from_our_folder(tmp_path, name):
     assert relative_difference(model(images), peer(images)) <= 1e-5
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL + TEXT)
 def test_every_layout_of_a_family_round_trips(name):
     model = made(name)
     for layout in layouts(model.config):
@@ -76,7 +77,11 @@ def test_a_variant_is_found_by_its_sizes_and_described(name):
     config = variants()[name]
     found = name_of(config)
     assert found == name or variants()[found] == config
-    assert family_of(config).describe(config).endswith(f"made for {config.img_size[0]} x {config.img_size[1]} pixels")
+    told = family_of(config).describe(config)
+    if name in text_variants():
+        assert str(config.embed_dim) in told
+    else:
+        assert told.endswith(f"made for {config.img_size[0]} x {config.img_size[1]} pixels")
 
 
 def test_a_strange_config_has_no_family():

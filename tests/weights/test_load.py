@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tests.peers import randomise, relative_difference, timm, transformers
 from vitrail import create_model
 from vitrail.errors import UsageError, WeightsError
-from vitrail.models import build, config_of, variants
+from vitrail.models import build, config_of, image_variants
 from vitrail.weights import export_weights, load_pretrained, load_weights
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -195,7 +195,7 @@ def test_create_model_is_told_what_it_takes(tmp_path):
     assert create_model("test_vit", tmp_path / "m.safetensors", num_classes=12).head.out_features == 12
 
 
-@pytest.mark.parametrize("name", [n for n in variants() if n.startswith("test_")])
+@pytest.mark.parametrize("name", [n for n in image_variants() if n.startswith("test_")])
 def test_other_input_channels_are_named(name):
     """The model is the right one but for its channels: the advice is not to create the same again."""
     weights = create_model(name).state_dict()

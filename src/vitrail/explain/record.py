@@ -58,7 +58,7 @@ class Recording(Mapping[str, list[Tensor]]):
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[Recording]:
-    """Record every attention map that ``model`` computes inside the ``with`` block.
+    """Record every attention map that ``model`` computes inside the ``with`` block; of additive attention too.
 
     Yields a :class:`Recording`. On exit each module's former tape comes back, also after an exception and also
     when recordings are nested (the inner one then receives the maps). Memory: B x H x N x M floats a layer.
@@ -67,8 +67,9 @@ def record(model: nn.Module) -> Iterator[Recording]:
     Raises :class:`UsageError` if the model holds no :class:`vitrail.nn.attention.Attention`.
     """
     from vitrail.nn.attention import Attention
+    from vitrail.nn.recurrent import AdditiveAttention
 
-    modules = {name: m for name, m in model.named_modules() if isinstance(m, Attention)}
+    modules = {name: m for name, m in model.named_modules() if isinstance(m, Attention | AdditiveAttention)}
     if not modules:
         kind = type(model)
         own = kind.__module__.startswith("vitrail.models.")  # then no other way of building it would help

@@ -1,4 +1,4 @@
-"""Transformer: encoder and decoder.
+"""Transformer: encoder and decoder. The encoder alone is in :mod:`.encoder`, the decoder alone in :mod:`.decoder`.
 
 Sources: Vaswani et al. 2017, arXiv 1706.03762, sections 3.1 to 3.5, table 3 (base, big); Xiong et al. 2020, arXiv
 2002.04745 (pre-norm); Wu et al. 2021, arXiv 2105.14462, section 3.2 (tiny, for data as small as Multi30k).
@@ -9,7 +9,7 @@ B batch, S source tokens, T target tokens, C width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +121,59 @@ class EmbedTokens(nn.Module):
         return placed
 
 
+class Layers(Protocol):
+    """The fields of a config that its layers are made by; :class:`TransformerConfig` says what they mean."""
+
+    @property
+    def embed_dim(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def hidden_dim(self) -> int: ...
+    @property
+    def drop_rate(self) -> float: ...
+    @property
+    def attn_drop_rate(self) -> float: ...
+    @property
+    def act_drop_rate(self) -> float: ...
+    @property
+    def norm_first(self) -> bool: ...
+    @property
+    def final_norm(self) -> bool: ...
+    @property
+    def numerics(self) -> Numerics: ...
+
+
+def encoder_layer(c: Layers) -> EncoderLayer:
+    """Return one layer of an encoder."""
+    attn = Attention(c.embed_dim, c.num_heads, attn_drop=c.attn_drop_rate)
+    eps = c.numerics.norm_eps
+    return EncoderLayer(attn, feed_forward(c), c.embed_dim, eps=eps, drop=c.drop_rate, norm_first=c.norm_first)
+
+
+def decoder_layer(c: Layers, mixer: Mixer | None = None, *, cross: bool) -> DecoderLayer:
+    """Return one layer of a decoder, with attention to a source or without; ``mixer`` is causal attention if None."""
+    return DecoderLayer(
+        CausalAttention(c.embed_dim, c.num_heads, attn_drop=c.attn_drop_rate) if mixer is None else mixer,
+        feed_forward(c),
+        c.embed_dim,
+        cross=Attention(c.embed_dim, c.num_heads, attn_drop=c.attn_drop_rate) if cross else None,
+        eps=c.numerics.norm_eps,
+        drop=c.drop_rate,
+        norm_first=c.norm_first,
+    )
+
+
+def feed_forward(c: Layers) -> FeedForward:
+    """Return the feed-forward network of one layer; its last dropout is the layer's."""
+    return FeedForward(c.embed_dim, c.hidden_dim, act=c.numerics.act, act_drop=c.act_drop_rate)
+
+
+def final_norm(c: Layers) -> nn.Module:
+    """Return what stands after the last layer of a stack."""
+    return nn.LayerNorm(c.embed_dim, eps=c.numerics.norm_eps) if c.final_norm else nn.Identity()
+
+
 class Transformer(nn.Module):
     """Encoder-decoder Transformer: ``model(source, target, keep)`` gives logits (B, T, V).
 
@@ -135,8 +188,8 @@ class Transformer(nn.Module):
         self.embed = self._table()
         self.target_embed = None if c.share == "all" else self._table()
         self.place = EmbedTokens(c.embed_dim, c.numerics, c.drop_rate)
-        self.encoder = Encoder((self._encoder_layer() for _ in range(c.encoder_depth)), self._final_norm())
-        self.decoder = Decoder((self._decoder_layer() for _ in range(c.decoder_depth)), self._final_norm())
+        self.encoder = Encoder((encoder_layer(c) for _ in range(c.encoder_depth)), final_norm(c))
+        self.decoder = Decoder((self._decoder_layer() for _ in range(c.decoder_depth)), final_norm(c))
         self.output = Linear(c.embed_dim, c.vocab_size, bias=False) if c.share == "none" else None
         self.output_bias = nn.Parameter(torch.zeros(c.vocab_size)) if c.head_bias else None
         initialise(self, c.numerics.init)
@@ -144,43 +197,8 @@ class Transformer(nn.Module):
     def _table(self) -> nn.Embedding:
         return nn.Embedding(self.config.vocab_size, self.config.embed_dim, padding_idx=self.config.specials.pad)
 
-    def _final_norm(self) -> nn.Module:
-        c = self.config
-        return nn.LayerNorm(c.embed_dim, eps=c.numerics.norm_eps) if c.final_norm else nn.Identity()
-
-    def _attention(self) -> Attention:
-        return Attention(self.config.embed_dim, self.config.num_heads, attn_drop=self.config.attn_drop_rate)
-
-    def _mlp(self) -> FeedForward:
-        c = self.config
-        return FeedForward(c.embed_dim, c.hidden_dim, act=c.numerics.act, act_drop=c.act_drop_rate)
-
-    def _mixer(self) -> Mixer:
-        """Return what mixes the tokens of the target in one decoder layer."""
-        return CausalAttention(self.config.embed_dim, self.config.num_heads, attn_drop=self.config.attn_drop_rate)
-
-    def _encoder_layer(self) -> EncoderLayer:
-        c = self.config
-        return EncoderLayer(
-            self._attention(),
-            self._mlp(),
-            c.embed_dim,
-            eps=c.numerics.norm_eps,
-            drop=c.drop_rate,
-            norm_first=c.norm_first,
-        )
-
     def _decoder_layer(self) -> DecoderLayer:
-        c = self.config
-        return DecoderLayer(
-            self._mixer(),
-            self._mlp(),
-            c.embed_dim,
-            cross=self._attention(),
-            eps=c.numerics.norm_eps,
-            drop=c.drop_rate,
-            norm_first=c.norm_first,
-        )
+        return decoder_layer(self.config, cross=True)
 
     def _target_table(self) -> nn.Embedding:
         return self.embed if self.target_embed is None else self.target_embed
@@ -198,6 +216,10 @@ class Transformer(nn.Module):
         """(..., C) -> logits (..., V)."""
         table = self.output if self.output is not None else self._target_table()
         return linear(hidden, table.weight, self.output_bias)
+
+    def hidden(self, source: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
+        """What :meth:`head` maps to logits: source (B, S), target (B, T) -> (B, T, C)."""
+        return self.decode(target, *self.encode(source, keep))
 
     def forward(self, source: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """Source (B, S), target (B, T) int64, ``keep`` (B, S) bool -> logits (B, T, V).

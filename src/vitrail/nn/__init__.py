@@ -3,7 +3,7 @@
 from .attention import Attention, attend
 from .cache import KVCache
 from .decoder import CausalAttention, Decoder, DecoderLayer, DecoderState, Encoder, EncoderLayer
-from .feedforward import ConvFeedForward, FeedForward
+from .feedforward import ConvFeedForward, FeedForward, GatedFeedForward
 from .freeze import freeze_backbone
 from .fused import Linear
 from .init import initialise
@@ -11,12 +11,15 @@ from .lora import LoraLinear, add_lora, merge_lora
 from .norms import LayerNorm2d
 from .patches import OverlapPatchEmbed, PatchEmbed, PatchMerging, SquareEmbed, project_squares
 from .positions import SinusoidalPositions, resize_positions, sincos_1d, sincos_2d
+from .recurrent import AdditiveAttention, RecurrentState, recurrence
 from .reduction import PooledReduction, ReducedBlock, StridedReduction
 from .residual import DropPath, LayerScale, PreNormBlock, drop_path_rates
+from .retention import Retention, RetentionState
 from .tokens import AttentionPool, Features, as_map, prepend
 from .windows import WindowAttention, Windows
 
 __all__ = [
+    "AdditiveAttention",
     "Attention",
     "AttentionPool",
     "CausalAttention",
@@ -29,6 +32,7 @@ __all__ = [
     "EncoderLayer",
     "Features",
     "FeedForward",
+    "GatedFeedForward",
     "KVCache",
     "LayerNorm2d",
     "LayerScale",
@@ -39,7 +43,10 @@ __all__ = [
     "PatchMerging",
     "PooledReduction",
     "PreNormBlock",
+    "RecurrentState",
     "ReducedBlock",
+    "Retention",
+    "RetentionState",
     "SinusoidalPositions",
     "SquareEmbed",
     "StridedReduction",
@@ -54,6 +61,7 @@ __all__ = [
     "merge_lora",
     "prepend",
     "project_squares",
+    "recurrence",
     "resize_positions",
     "sincos_1d",
     "sincos_2d",

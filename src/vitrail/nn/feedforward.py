@@ -1,7 +1,7 @@
 """The feed-forward network: position-wise, and with a convolution between its two layers.
 
 Sources: Vaswani et al. 2017, arXiv 1706.03762, section 3.3; GELU: Hendrycks and Gimpel, arXiv 1606.08415; Wang et al.
-2022, arXiv 2106.13797, section 3.3 (the convolution: PVT v2).
+2022, arXiv 2106.13797, section 3.3 (the convolution: PVT v2); Shazeer 2020, arXiv 2002.05202 (the gate).
 
 B batch, N tokens, C width, (h, w) grid.
 """
@@ -142,3 +142,27 @@ class ConvFeedForward(nn.Module):
             hidden = conv_act(hidden, kernel, bias2, "gelu", padding=1, groups=len(kernel)).permute(0, 2, 3, 1)
             total.addmm_(hidden.flatten(0, 2), out_of)
         return total.view(x.shape)
+
+
+class GatedFeedForward(nn.Module):
+    """``fc2(act(fc1 x) * gate x)`` on each token by itself, without biases: SwiGLU, GEGLU.
+
+    Args:
+        dim: width C of the tokens.
+        hidden_dim: width of the hidden layer.
+        act: the activation.
+        drop: dropout after the last layer.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, *, act: Activation = "silu", drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, hidden_dim, bias=False)
+        self.gate = Linear(dim, hidden_dim, bias=False)
+        self.fc2 = Linear(hidden_dim, dim, bias=False)
+        self.act = act
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        out: Tensor = self.drop(self.fc2(ACTIVATIONS[self.act](self.fc1(x)) * self.gate(x)))
+        return out

@@ -9,6 +9,11 @@ hybrids the last norm of each convolutional block zero.
 arXiv 2106.13797).
 ``coatnet``: Xavier-uniform matrices, convolutions N(0, 2 / fan-out) as EfficientNet's (Tan and Le 2019, arXiv
 1905.11946), biases zero.
+``recurrent``: embeddings and heads uniform within 0.1 (Luong et al. 2015, arXiv 1508.04025, section 4.1),
+Xavier-uniform matrices, biases zero; recurrent layers as torch makes them: all uniform within C ** -0.5.
+``retnet``: Xavier-uniform matrices in retention, of gain 2^-2.5 into it and 1/2 out of it; tables of tokens and the
+output N(0, 1 / width); the rest as torch makes linear layers (torchscale, the code of Sun et al. 2023, arXiv
+2307.08621, since November 2023).
 ``transformer``: Xavier-uniform matrices, q, k and v as the one matrix they are stored in, embeddings and the output
 layer N(0, 1 / width), padding and biases zero (fairseq's code of Vaswani et al. 2017, arXiv 1706.03762).
 ``normal``: matrices, embeddings and tables N(0, 0.02), padding and biases zero (Devlin et al. 2019, arXiv 1810.04805;
@@ -22,6 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -174,6 +180,38 @@ def _bit(model: nn.Module) -> None:
 
 
 @torch.no_grad()
+def _recurrent(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.uniform_(module.weight, -0.1, 0.1)
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    _fill_free(model, {"output_weight": lambda t: nn.init.uniform_(t, -0.1, 0.1), "output_bias": nn.init.zeros_})
+
+
+@torch.no_grad()
+def _retnet(model: nn.Module) -> None:
+    from .retention import Retention
+
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        elif isinstance(module, nn.Linear):
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for name, module in model.named_modules():
+        if isinstance(module, Retention):
+            for layer in (module.q, module.k, module.v, module.gate):
+                nn.init.xavier_uniform_(layer.weight, gain=2**-2.5)
+            nn.init.xavier_uniform_(module.proj.weight, gain=0.5)
+        elif name == "output_projection" and isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+
+
+@torch.no_grad()
 def _transformer(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -185,7 +223,7 @@ def _transformer(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             _embedding_normal_(module, module.embedding_dim**-0.5)
-    _fill_free(model, {"output_bias": nn.init.zeros_})
+    _fill_free(model, {"output_bias": nn.init.zeros_, "cls_token": partial(nn.init.normal_, std=0.02)})
 
 
 @torch.no_grad()
@@ -197,7 +235,7 @@ def _normal(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             _embedding_normal_(module, 0.02)
-    _fill_free(model, {"output_bias": nn.init.zeros_})
+    _fill_free(model, {"output_bias": nn.init.zeros_, "cls_token": partial(nn.init.normal_, std=0.02)})
 
 
 def _embedding_normal_(table: nn.Embedding, std: float) -> None:
@@ -229,7 +267,9 @@ SCHEMES: dict[str, Callable[[nn.Module], None]] = {
     "jax": _jax,
     "normal": _normal,
     "pvt_v2": _pvt_v2,
+    "recurrent": _recurrent,
     "resnet": _resnet,
+    "retnet": _retnet,
     "transformer": _transformer,
     "trunc_normal": _trunc_normal,
 }

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError, WeightsError, did_you_mean
+from vitrail.models import reads_text
 from vitrail.nn.lora import merged
 from vitrail.nn.pyramid import Dropped, FeaturePyramid
 
@@ -128,7 +129,7 @@ def _convert(
     if found.faults and family.optional(config):
         more = convert.detect(tables, [*wanted, *family.optional(config)], read.tensors)
         found = min(found, more, key=lambda p: p.faults)
-    new = convert.excuse_head(found, model_has_head=config.num_classes > 0, new_head=new_head)
+    new = convert.excuse_head(found, model_has_head=getattr(config, "num_classes", 1) > 0, new_head=new_head)
     convert.excuse_parts(found, [name for name, part in model.named_children() if isinstance(part, Dropped)])
     kept = convert.excuse_lacking(found, family.may_lack(config))
     convert.require_complete(found, read.origin, family.hint(read.tensors))
@@ -139,7 +140,7 @@ def _convert(
         fresh, words = fit.swap_head(ours, model, read.classes, head)
         new, said = new + fresh, [*said, words] if words else said
     new += fit.fit_head(ours, model, new_head=new_head)
-    hint = fit.hint_of_channels(ours, wanted, config.in_chans, family.hint(ours))
+    hint = fit.hint_of_channels(ours, wanted, getattr(config, "in_chans", 0), family.hint(ours))
     convert.require_shapes(ours, wanted, read.origin, hint)
     convert.require_finite(ours, read.origin)
     return ours, found, new, said
@@ -147,7 +148,7 @@ def _convert(
 
 def _config(model: nn.Module) -> Any:
     config = getattr(model, "config", None)
-    if config is None or not hasattr(config, "num_classes"):
+    if config is None or not (hasattr(config, "num_classes") or reads_text(config)):
         raise WeightsError(f"expected a model of vitrail.models, got {type(model).__name__}")
     return config
 

@@ -101,7 +101,7 @@ class Family:
 
         def misfit(table: Table) -> tuple[int, bool]:
             names_head = any(e.ours.startswith("head.") for e in table.entries)
-            return len(plan(table, tensors).unmapped), names_head == (config.num_classes == 0)
+            return len(plan(table, tensors).unmapped), names_head == (getattr(config, "num_classes", None) == 0)
 
         return min(tables, key=misfit)
 

@@ -1,0 +1,177 @@
+"""The translator: a model with its tokenizer, ready for sentences as people have them.
+
+B sentences, S source tokens, L decoded tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitrail.data.tokenizer import Tokenizer
+from vitrail.errors import UsageError
+from vitrail.weights.textfolder import TextCard, open_text_folder
+
+if TYPE_CHECKING:
+    from vitrail.specials import Specials
+
+AHEAD = 32  # batches of sentences that are read before they are sorted by length and translated
+
+
+@dataclass(frozen=True)
+class TranslatedSentence:
+    """One sentence and its translation.
+
+    Attributes:
+        source: the sentence given.
+        text: its translation; "" for an empty line.
+        score: log probability of the translation, summed over its tokens.
+        notes: what was done to the sentence or its translation: an end that was cut off.
+    """
+
+    source: str
+    text: str
+    score: float
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {**vars(self), "notes": list(self.notes)}
+
+
+class Translator:
+    """Translates sentences. Made by :func:`vitrail.load`; the model is moved to the device, in eval mode.
+
+    Attributes:
+        model: the network.
+        card: languages, and how decoding goes.
+        tokenizer: text to tokens and back.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        card: TextCard,
+        tokenizer: Tokenizer,
+        *,
+        device: str | torch.device = "auto",
+        batch_size: int = 32,
+        beam: int | None = None,
+    ) -> None:
+        from .predictor import pick_device
+
+        if batch_size < 1:
+            raise UsageError(f"expected a batch size of at least 1, got {batch_size}")
+        if beam is not None and beam < 1:
+            raise UsageError(f"expected a beam of at least 1, got {beam}")
+        self.device, self.batch_size = pick_device(device), batch_size
+        self.model, self.card, self.tokenizer = model.to(self.device).eval(), card, tokenizer
+        self.beam = card.beam if beam is None else beam
+
+    def __repr__(self) -> str:
+        return f"Translator({self.card.name}, {self.card.languages[0]} to {self.card.languages[1]})"
+
+    def __call__(self, lines: str | Iterable[str]) -> TranslatedSentence | list[TranslatedSentence]:
+        """Translate one sentence, or each of several; a result for each, in order."""
+        if isinstance(lines, str):
+            return next(self.stream([lines]))
+        return list(self.stream(lines))
+
+    def stream(self, lines: Iterable[str]) -> Iterator[TranslatedSentence]:
+        """Yield translations in order, in bounded memory: sentences of like length are translated together."""
+        waiting = iter(lines)
+        while block := list(islice(waiting, AHEAD * self.batch_size)):
+            found: dict[int, TranslatedSentence] = {}
+            ids = self.tokenizer.encode(block)
+            order = sorted((i for i in range(len(block)) if ids[i]), key=lambda i: len(ids[i]))
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
+                found |= dict(zip(rows, self._translate([block[i] for i in rows], [ids[i] for i in rows]), strict=True))
+            for i, line in enumerate(block):
+                yield found.get(i) or TranslatedSentence(line, "", 0.0)
+
+    def _translate(self, lines: list[str], ids: list[list[int]]) -> Iterator[TranslatedSentence]:
+        most = self.card.max_tokens
+        source, keep = padded([row[:most] for row in ids], self.tokenizer.specials)
+        with torch.inference_mode():
+            found = decode_tokens(
+                self.model,
+                source.to(self.device),
+                keep.to(self.device),
+                beam=self.beam,
+                length_penalty=self.card.length_penalty,
+                extra=self.card.extra,
+            )
+        texts = self.tokenizer.decode([row for row, _, _ in found])
+        for line, row, text, (_, score, ended) in zip(lines, ids, texts, found, strict=True):
+            notes = []
+            if len(row) > most:
+                notes.append(f"only the first {most} of {len(row)} tokens were translated")
+            if not ended:
+                notes.append("the translation did not come to an end and was cut off")
+            yield TranslatedSentence(line, text, score, tuple(notes))
+
+
+def decode_tokens(
+    model: Any, source: Tensor, keep: Tensor, *, beam: int, length_penalty: float, extra: int
+) -> list[tuple[list[int], float, bool]]:
+    """Return (tokens before eos, log probability, whether it came to its end) of each source (B, S)."""
+    s = model.config.specials
+    state = model.begin(source, keep)
+    tokens = torch.full((len(source),), s.bos, device=source.device)
+    rows: list[list[int]] = [[] for _ in source]
+    open_ = set(range(len(rows)))
+    scores = [0.0] * len(rows)
+    for _ in range(source.shape[1] + extra):
+        logits = model.step(tokens, state).log_softmax(-1)
+        best, tokens = logits.max(-1)
+        for i, t in enumerate(tokens.tolist()):
+            if i in open_:
+                scores[i] += float(best[i])
+                if t == s.eos:
+                    open_.discard(i)
+                else:
+                    rows[i].append(t)
+        if not open_:
+            break
+    return [(row, score, i not in open_) for i, (row, score) in enumerate(zip(rows, scores, strict=True))]
+
+
+def decode_rows(model: Any, source: Tensor, keep: Tensor, *, beam: int, length_penalty: float, extra: int) -> Tensor:
+    """Return the tokens found for each source (B, S), ended by eos and filled up: (B, S + extra + 1) int64."""
+    s = model.config.specials
+    out = torch.full((len(source), source.shape[1] + extra + 1), s.pad, dtype=torch.int64)
+    found = decode_tokens(model, source, keep, beam=beam, length_penalty=length_penalty, extra=extra)
+    for i, (row, _, ended) in enumerate(found):
+        line = [*row, s.eos] if ended else row
+        out[i, : len(line)] = torch.tensor(line, dtype=torch.int64)
+    return out
+
+
+def padded(rows: list[list[int]], specials: Specials) -> tuple[Tensor, Tensor]:
+    """Return source (B, S) int64, each row ended by eos and filled up with pad, and keep (B, S) bool."""
+    width = max(len(row) for row in rows) + 1
+    source = np.full((len(rows), width), specials.pad, dtype=np.int64)
+    keep = np.zeros((len(rows), width), dtype=bool)
+    for i, row in enumerate(rows):
+        source[i, : len(row) + 1], keep[i, : len(row) + 1] = [*row, specials.eos], True
+    return torch.from_numpy(source), torch.from_numpy(keep)
+
+
+def load_translator(
+    source: str | Path, *, device: str | torch.device = "auto", batch_size: int = 32, beam: int | None = None
+) -> Translator:
+    """Load a translator from a run folder or a folder of weights; ``beam`` None is the card's."""
+    folder = open_text_folder(source)
+    tokenizer = Tokenizer.load(folder.tokenizer, folder.config.specials)
+    return Translator(folder.load(), folder.card, tokenizer, device=device, batch_size=batch_size, beam=beam)
