@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from vitrail.nn.attention import Attention
 from vitrail.nn.cache import KVCache, caches
 from vitrail.nn.checks import require_heads, require_positive
+from vitrail.nn.dropout import Dropout
 from vitrail.nn.feedforward import FeedForward
 from vitrail.nn.fused import Linear
 from vitrail.nn.init import initialise
@@ -158,7 +159,7 @@ class IGPT(nn.Module):
         self.register_buffer("palette", spread(c.colours, c.in_chans))
         self.embed = nn.Embedding(c.colours + (c.objective == "autoregressive"), c.embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, c.img_size[0] * c.img_size[1], c.embed_dim))
-        self.pos_drop = nn.Dropout(c.drop_rate)
+        self.pos_drop = Dropout(c.drop_rate)
         self.blocks = nn.ModuleList(self._block(rate) for rate in drop_path_rates(c.drop_path_rate, c.depth))
         self.norm = nn.RMSNorm(c.embed_dim, eps=c.numerics.norm_eps)
         self.head_drop = nn.Dropout(c.drop_rate)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vitrail.nn.attention import Attention
 from vitrail.nn.checks import require_heads, require_positive
 from vitrail.nn.decoder import CausalAttention, Decoder, DecoderLayer, DecoderState, Encoder, EncoderLayer, Mixer
+from vitrail.nn.dropout import Dropout
 from vitrail.nn.feedforward import FeedForward
 from vitrail.nn.fused import Activation, Linear, linear
 from vitrail.nn.init import initialise
@@ -113,7 +114,7 @@ class EmbedTokens(nn.Module):
         super().__init__()
         self.scale = dim**0.5 if numerics.scale_embedding else 1.0
         self.positions = SinusoidalPositions(dim, layout=numerics.layout, first=numerics.first_position)
-        self.drop = nn.Dropout(drop)
+        self.drop = Dropout(drop)
 
     def forward(self, table: nn.Embedding, tokens: Tensor, start: int = 0) -> Tensor:
         """Tokens (B, T) int64 that stand from position ``start`` on -> (B, T, C)."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cache import KVCache
+from .dropout import Dropout
 from .fused import Linear, linear
 from .shortcuts import as_made, at_once
 
@@ -60,7 +61,7 @@ def attend(
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # the kernels are slower on views of one matrix
     if causal and q.shape[-2] > k.shape[-2]:
         raise ValueError(f"causal attention expected at most {k.shape[-2]} queries (one a key), got {q.shape[-2]}")
-    if tape is None and causal and bias is None and keep is None and q.shape[-2] == k.shape[-2]:
+    if not products and causal and bias is None and keep is None and q.shape[-2] == k.shape[-2]:
         # the one masked form that the fused kernels know without a mask
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True, scale=scale)
     keep = _merge_causal(_four_dims(keep), q.shape[-2], k.shape[-2], q.device) if causal else _four_dims(keep)
@@ -189,7 +190,7 @@ class Attention(nn.Module):
         self.tape = None
         self.qkv = Linear(dim, 3 * inner, bias=qkv_bias)
         self.proj = Linear(inner, dim if out_dim is None else out_dim, bias=proj_bias)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.proj_drop = Dropout(proj_drop)
 
     def forward(
         self,
