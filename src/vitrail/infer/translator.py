@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.data.tokenizer import Tokenizer
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, require_known
+from vitrail.explain.alignment import alignments
 from vitrail.weights.textfolder import TextCard, open_text_folder
 
 if TYPE_CHECKING:
@@ -49,6 +50,36 @@ class TranslatedSentence:
         return {**vars(self), "notes": list(self.notes)}
 
 
+@dataclass(frozen=True)
+class Aligned:
+    """A translation with what it looked at.
+
+    Attributes:
+        result: the sentence and its translation.
+        source: tokens of the source as people read them, (S,).
+        target: tokens of the translation, (T,).
+        layers: layer -> weights (T, S), rows sum to 1.
+    """
+
+    result: TranslatedSentence
+    source: tuple[str, ...]
+    target: tuple[str, ...]
+    layers: dict[str, Tensor]
+
+    def best(self) -> str:
+        """Return the layer whose weights are the surest: the mean over rows of the largest is highest."""
+        return max(self.layers, key=lambda name: float(self.layers[name].max(-1).values.mean()))
+
+    def plot(self, path: str | Path, layer: str | None = None) -> Path:
+        """Draw the weights of a layer (default :meth:`best`) into an image file."""
+        from vitrail.explain.alignment import alignment_picture
+
+        name = self.best() if layer is None else layer
+        require_known([name], list(self.layers), "layer")
+        alignment_picture(self.layers[name], self.source, self.target).save(path)
+        return Path(path)
+
+
 class Translator:
     """Translates sentences. Made by :func:`vitrail.load`; the model is moved to the device, in eval mode.
 
@@ -78,6 +109,11 @@ class Translator:
         self.model, self.card, self.tokenizer = model.to(self.device).eval(), card, tokenizer
         self.beam = card.beam if beam is None else beam
 
+    def decode_rows(self, model: nn.Module, source: Tensor, keep: Tensor) -> Tensor:
+        """See :func:`decode_rows`; as the card says, or with the beam asked for."""
+        card = self.card
+        return decode_rows(model, source, keep, beam=self.beam, length_penalty=card.length_penalty, extra=card.extra)
+
     def __repr__(self) -> str:
         return f"Translator({self.card.name}, {self.card.languages[0]} to {self.card.languages[1]})"
 
@@ -99,6 +135,26 @@ class Translator:
                 found |= dict(zip(rows, self._translate([block[i] for i in rows], [ids[i] for i in rows]), strict=True))
             for i, line in enumerate(block):
                 yield found.get(i) or TranslatedSentence(line, "", 0.0)
+
+    def align(self, line: str) -> Aligned:
+        """Translate a sentence, and return how much each token of the translation looked at each of the source.
+
+        The weights are means over the heads of each layer. Raises :class:`UsageError` for a model without attention
+        to its source, or a line without words.
+        """
+        s, ids = self.tokenizer.specials, self.tokenizer.encode([line])[0][: self.card.max_tokens]
+        if not ids:
+            raise UsageError("expected a sentence to explain, got an empty line")
+        found = self(line)
+        assert isinstance(found, TranslatedSentence), "one line gives one result"
+        out = self.tokenizer.encode([found.text])[0]
+        source, keep = padded([ids], s)
+        target = torch.tensor([[s.bos, *out]])
+        maps = alignments(self.model, *(t.to(self.device) for t in (source, target, keep)))
+        end = "(end)"
+        words = [[*self.tokenizer.names(row), end] for row in (ids, out)]
+        layers = {name: weights.mean(0).cpu() for name, weights in maps.items()}
+        return Aligned(found, tuple(words[0]), tuple(words[1]), layers)
 
     def _translate(self, lines: list[str], ids: list[list[int]]) -> Iterator[TranslatedSentence]:
         most = self.card.max_tokens

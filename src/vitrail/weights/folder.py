@@ -67,7 +67,8 @@ class Folder:
                     f"{self.path / name} is not the file that was saved: its SHA-256 differs from config.json."
                     " mend: copy the folder again, or use an earlier checkpoint."
                 )
-        return read_folder_tensors(self.path)
+        more = family_of(self.config).beside(self.path) if self.made_by == "transformers" else {}
+        return {**read_folder_tensors(self.path), **more}
 
 
 def save_folder(
@@ -107,7 +108,7 @@ def save_folder(
         hashes = sha256(p for p in (folder / WEIGHTS, folder / "classes.json") if p.exists())
         data = _config_json(model, card, classes, hashes, dict(extra or {}))
         _write_json(folder / "config.json", data)
-        _write_json(folder / "preprocessor_config.json", write_preprocessor(card))
+        _write_json(folder / "preprocessor_config.json", write_preprocessor(card) | family.preprocessor(model))
         (folder / "README.md").write_text(model_card(card, config, classes), encoding="utf-8")
     return Path(path)
 
