@@ -68,6 +68,7 @@ def test_a_setting_given_twice_is_refused(pairs):
 
 
 def test_every_short_name_is_a_key_of_the_recipe():
-    from vitrail.training.recipe import known_keys
+    from vitrail.training.baserecipe import known_keys
+    from vitrail.training.recipe import Recipe
 
-    assert set(SHORT.values()) <= set(known_keys())
+    assert set(SHORT.values()) <= set(known_keys(Recipe))

@@ -9,7 +9,7 @@ import pytest
 
 from .source import PACKAGE, files, shown, tree
 
-BASE = {"errors", "classes", "fields"}
+BASE = {"errors", "classes", "fields", "specials"}
 MAY_IMPORT: dict[str, set[str]] = {
     "nn": set(),
     "models": {"nn"},
@@ -19,12 +19,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "explain": {"nn", "models", "metrics", "weights", "data"},
     "tasks": {"nn", "data", "metrics"},
     "infer": {"nn", "models", "tasks", "weights", "data", "explain"},
-    "training": {"nn", "models", "tasks", "data", "weights", "metrics", "explain"},
+    "training": {"nn", "models", "tasks", "data", "weights", "metrics", "explain", "infer"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 HEAVY = {"torch", "numpy", "rich", "PIL", "pydantic", "yaml", "scipy", "safetensors"}  # never at the top of a CLI file
 LAZY = {  # extras and slow packages: only inside the function that needs them
-    "huggingface_hub", "pyarrow", "sklearn", "matplotlib", "tensorboard", "timm", "transformers", "torchvision", "cv2",
+    "huggingface_hub", "pyarrow", "sklearn", "matplotlib", "tensorboard", "tokenizers", "sacrebleu", "num2words",
+    "timm", "transformers", "torchvision", "cv2",
 }  # fmt: skip
 MODULES = [path for path in files() if path.parent != PACKAGE]
 

@@ -137,3 +137,30 @@ def test_config_round_trip_and_errors():
         RetNetConfig(embed_dim=30, num_heads=4)
     with pytest.raises(ValueError, match="chunk_size"):
         RetNetConfig(chunk_size=0)
+
+
+@pytest.mark.parametrize("name", ["test_retnet_seq2seq", "test_retnet_seq2seq_pre_norm"])
+def test_a_decoder_that_retains_gives_the_same_in_every_form(name):
+    source, target = text(6), text(13, seed=1)
+    keep = torch.arange(6) < torch.tensor([[6], [2], [4]])
+    found = []
+    for form in FORMS:
+        torch.manual_seed(0)
+        model = models.create_model(name, form=form, chunk_size=5).double().eval()
+        with torch.no_grad():
+            found.append(model(source, target, keep))
+    torch.testing.assert_close(found[1], found[0], atol=1e-10, rtol=0)
+    torch.testing.assert_close(found[2], found[0], atol=1e-10, rtol=0)
+
+
+def test_only_the_mixer_of_the_decoder_differs():
+    ours, theirs = (models.create_model(f"{kind}_tiny") for kind in ("retnet_seq2seq", "transformer"))
+    apart = set(ours.state_dict()) ^ set(theirs.state_dict())
+    assert apart
+    assert all(name.startswith("decoder.") and ".mixer." in name for name in apart)
+    memories = ours.eval().begin(text(5))
+    sizes = []
+    for token in range(4, 10):
+        ours.step(torch.full((3,), token), memories)
+        sizes.append(sum(memory.nbytes for memory in memories.memories))
+    assert len(set(sizes)) == 1, "what the decoder remembers of its text grows"

@@ -12,6 +12,7 @@ from torch import nn
 from vitrail.data.loader import Batch
 from vitrail.models import create_model
 from vitrail.tasks.classify import Classify
+from vitrail.training.batches import memory_advice
 from vitrail.training.ema import Ema
 from vitrail.training.loop import Loop, Pace
 from vitrail.training.optim import Masters
@@ -108,6 +109,7 @@ def loop(batches: FakeBatches | None = None, dropout: float = 0.0, ema: float | 
         pace=settings,
         hooks=Recorder(),
         say=said.append,
+        advise=lambda error: memory_advice((6, 16, 16), settings.accumulation, error),
     )
     made.said = said
     return made

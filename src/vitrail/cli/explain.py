@@ -13,7 +13,8 @@ from vitrail.errors import DataError, UsageError, require_known
 from .console import Json, partial_result, result, say
 from .heldout import held_out, recipe_of
 from .source import open_predictor
-from .through_time import WORD, explain_gradients
+from .through_time import WORD, explain_gradients, require_length_wanted
+from .translate import align, reads_text, refuse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +56,10 @@ def explain(
     ],
     images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[IMAGE]...", help="Files, folders or patterns; none: held-out images of the run."),
+        typer.Argument(
+            metavar="[IMAGE | SENTENCE]...",
+            help="Files, folders, patterns; or sentences; none: held-out ones of the run.",
+        ),
     ] = None,
     method: Annotated[
         Method | None,
@@ -80,11 +84,13 @@ def explain(
     """Draw over images what the answers were read from, or the known figures of a model."""
     images = images or []
     if model == WORD and not Path(model).exists():
-        own = device if device != "auto" else None
-        _require_alone(images=images, method=method, per_head=per_head, figures=figures, data=data, device=own)
-        return explain_gradients(length, out, as_json)
-    if length is not None:
-        raise UsageError(f"--length has no effect on {model}; mend: vitrail explain {WORD} --length {length}")
+        own = None if device == "auto" else device
+        given = {"image": images, "method": method, "per-head": per_head, "figures": figures, "data": data}
+        return explain_gradients(length, {**given, "device": own}, out, as_json)
+    require_length_wanted(model, length)
+    if reads_text(model):
+        refuse(model, method=method, figures=figures, data=data, **{"per-head": per_head})
+        return align(model, images, out=out, device=device, as_json=as_json)
     _require_sense(images, method, per_head, figures, data)
     predictor = open_predictor(model, device=device)
     folder = out or (Path(model) / "explain" if Path(model).is_dir() else Path("explain"))
@@ -111,14 +117,6 @@ def explain(
         words = f"{len(broken)} of {len(broken) + len(drawn)} images could not be used:\n" + "\n".join(broken)
         partial_result("explain", as_json, DataError(words), **facts)
     result("explain", as_json, **facts)
-
-
-def _require_alone(**given: object) -> None:
-    """Refuse what has no effect on the measurement of gradients."""
-    for name, value in given.items():
-        if value:
-            what = "an image" if name == "images" else f"--{name.replace('_', '-')}"
-            raise UsageError(f"{what} has no effect on vitrail explain {WORD}; mend: leave it out")
 
 
 def _require_sense(images: list[str], method: Method | None, per_head: bool, figures: bool, data: str | None) -> None:

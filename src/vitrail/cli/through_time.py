@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import UsageError
 
@@ -17,10 +17,22 @@ LENGTH = 100  # steps, unless --length says otherwise
 MOST_STEPS = 2000
 
 
-def explain_gradients(length: int | None, out: Path | None, as_json: bool) -> None:
-    """Measure untrained networks over ``length`` steps; write the picture to ``out``, and say the norms."""
+def require_length_wanted(model: str, length: int | None) -> None:
+    """Raise :class:`UsageError` if a length was given for the explanation of a model."""
+    if length is not None:
+        raise UsageError(f"--length has no effect on {model}; mend: vitrail explain {WORD} --length {length}")
+
+
+def explain_gradients(length: int | None, others: dict[str, Any], out: Path | None, as_json: bool) -> None:
+    """Measure untrained networks over ``length`` steps; write the picture to ``out``, and say the norms.
+
+    ``others`` are options of the verb that have no effect here: :class:`UsageError` if one is given.
+    """
     from vitrail.explain.through_time import draw_gradients, study_gradients
 
+    for name in (name for name, value in others.items() if value):
+        what = "an image" if name == "image" else f"--{name}"
+        raise UsageError(f"{what} has no effect on vitrail explain {WORD}; mend: leave it out")
     steps = LENGTH if length is None else length
     if not 2 <= steps <= MOST_STEPS:
         raise UsageError(f"expected --length from 2 to {MOST_STEPS} steps, got {steps}")

@@ -53,6 +53,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def count(self) -> int:
+        """Images that could be read: what a mean loss is over."""
+        return int(self.keep.sum())
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch on another device."""
         moved = {
@@ -61,6 +66,10 @@ class Batch:
             if isinstance(value, Tensor)
         }
         return replace(self, **moved)
+
+    def without_inputs(self) -> Batch:
+        """Return the batch without pixels: what a result is compared with."""
+        return replace(self, images=self.images[:, :0])
 
     def without_first(self) -> Batch:
         """Return the batch without its first image."""

@@ -1,26 +1,31 @@
 """RetNet: a decoder whose layers retain instead of attend, trained in parallel and read one token at a time.
 
 Sources: Sun et al. 2023, arXiv 2307.08621 (section 2 and table 2, the sizes); torchscale, the authors' code: the gated
-feed-forward network, root mean square norms, and the widths of its named sizes.
+feed-forward network, root mean square norms, and the widths of its named sizes. Retention also takes the place of
+causal self-attention in the decoder of a Transformer here (Vaswani et al. 2017, arXiv 1706.03762): that is ours.
 
 B batch, S and T tokens, C width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrail.nn.checks import require_heads, require_positive
+from vitrail.nn.decoder import DecoderLayer
 from vitrail.nn.feedforward import FeedForward, GatedFeedForward
 from vitrail.nn.fused import Activation, Linear
 from vitrail.nn.init import initialise
 from vitrail.nn.residual import DropPath, drop_path_rates
 from vitrail.nn.retention import Form, Normaliser, Places, Retention, RetentionState
 from vitrail.nn.steps import Specials
+
+from .transformer import VARIANTS as TRANSFORMERS
+from .transformer import Transformer, TransformerConfig, decoder_layer, require_specials
 
 Hidden = Literal["swiglu", "geglu", "gelu"]
 _GATED: dict[str, Activation] = {"swiglu": "silu", "geglu": "gelu"}
@@ -83,6 +88,7 @@ class RetNetConfig:
         names = ("vocab_size", "embed_dim", "depth", "num_heads", "value_dim", "hidden_dim", "chunk_size")
         require_positive(vars(self), *names)
         require_heads([self.embed_dim, self.value_dim], [self.num_heads] * 2)
+        require_specials(self.specials, self.vocab_size)
 
 
 @dataclass
@@ -216,6 +222,44 @@ class RetNet(nn.Module):
         return self.head(self.hidden(tokens[:, None], state=state, form="recurrent")[:, 0])
 
 
+@dataclass(frozen=True)
+class RetNetSeq2SeqConfig(TransformerConfig):
+    """A Transformer whose decoder retains: causal self-attention is exchanged for retention, all else is kept.
+
+    Attributes:
+        value_ratio: width of all values of a layer together, over C: 1 is 5 C² of matrices beside attention's 4 C²,
+            2 the paper's 8 C².
+        chunk_size: tokens of a chunk in the chunkwise form.
+        form: how retention is computed; see :class:`~vitrail.nn.retention.Retention`.
+    """
+
+    value_ratio: int = 1
+    chunk_size: int = 128
+    form: Form = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(vars(self), "value_ratio", "chunk_size")
+
+
+class RetNetSeq2Seq(Transformer):
+    """Transformer encoder, retaining decoder: ``model(source, target, keep)`` gives logits (B, T, V).
+
+    Of the text it writes, a decoder layer remembers one matrix a head; of the source, keys and values as always.
+    """
+
+    config: RetNetSeq2SeqConfig
+
+    def __init__(self, config: RetNetSeq2SeqConfig) -> None:
+        super().__init__(config)
+
+    def _decoder_layer(self) -> DecoderLayer:
+        c = self.config
+        values = c.value_ratio * c.embed_dim
+        mixer = Retention(c.embed_dim, c.num_heads, value_dim=values, chunk_size=c.chunk_size, form=c.form)
+        return decoder_layer(c, mixer, cross=True)
+
+
 # name: width, width of the values and of the feed-forward network, heads, depth
 SIZES: dict[str, tuple[int, int, int, int]] = {
     # ours, for one core
@@ -239,6 +283,11 @@ def _sized(width: int, inner: int, heads: int, depth: int, *, vocab_size: int = 
     return RetNetConfig(vocab_size, Specials(), width, depth, heads, value_dim=inner, hidden_dim=inner)
 
 
+def _seq2seq(name: str) -> RetNetSeq2SeqConfig:
+    """Return the Transformer ``name`` with retention in its decoder."""
+    return RetNetSeq2SeqConfig(**vars(TRANSFORMERS[name]))
+
+
 def _as_printed(width: int, depth: int, heads: int) -> RetNetConfig:
     """The paper's own form, section 2.2: values and a hidden layer of width 2 C, GELU, no gate: 12 C² a block."""
     return RetNetConfig(
@@ -248,7 +297,7 @@ def _as_printed(width: int, depth: int, heads: int) -> RetNetConfig:
 
 _SMALL = ("pico", "nano", "tiny")  # their vocabulary is that of a small corpus
 
-VARIANTS: dict[str, RetNetConfig] = {
+VARIANTS: dict[str, RetNetConfig | RetNetSeq2SeqConfig] = {
     f"retnet_{name}": _sized(*size, vocab_size=8000 if name in _SMALL else 64000) for name, size in SIZES.items()
 }
 VARIANTS |= {
@@ -272,4 +321,13 @@ VARIANTS["test_retnet_paper"] = RetNetConfig(
     numerics=Numerics(normaliser="signed"),
 )
 
-MODELS = {RetNetConfig: RetNet}
+VARIANTS |= {
+    "retnet_seq2seq_tiny": _seq2seq("transformer_tiny"),
+    "retnet_seq2seq_mini": _seq2seq("transformer_mini"),
+    "retnet_seq2seq_small": _seq2seq("transformer_small"),
+    "retnet_seq2seq_base": _seq2seq("transformer_base"),
+    "test_retnet_seq2seq": replace(_seq2seq("test_transformer"), chunk_size=4),
+    "test_retnet_seq2seq_pre_norm": replace(_seq2seq("test_transformer_pre_norm"), value_ratio=2, form="recurrent"),
+}
+
+MODELS = {RetNetConfig: RetNet, RetNetSeq2SeqConfig: RetNetSeq2Seq}

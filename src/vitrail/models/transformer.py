@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vitrail.nn.attention import Attention
 from vitrail.nn.checks import require_heads, require_positive
 from vitrail.nn.decoder import CausalAttention, Decoder, DecoderLayer, DecoderState, Encoder, EncoderLayer, Mixer
+from vitrail.nn.dropout import Dropout
 from vitrail.nn.feedforward import FeedForward
 from vitrail.nn.fused import Activation, Linear, linear
 from vitrail.nn.init import initialise
@@ -113,7 +114,7 @@ class EmbedTokens(nn.Module):
         super().__init__()
         self.scale = dim**0.5 if numerics.scale_embedding else 1.0
         self.positions = SinusoidalPositions(dim, layout=numerics.layout, first=numerics.first_position)
-        self.drop = nn.Dropout(drop)
+        self.drop = Dropout(drop)
 
     def forward(self, table: nn.Embedding, tokens: Tensor, start: int = 0) -> Tensor:
         """Tokens (B, T) int64 that stand from position ``start`` on -> (B, T, C)."""
@@ -189,13 +190,16 @@ class Transformer(nn.Module):
         self.target_embed = None if c.share == "all" else self._table()
         self.place = EmbedTokens(c.embed_dim, c.numerics, c.drop_rate)
         self.encoder = Encoder((encoder_layer(c) for _ in range(c.encoder_depth)), final_norm(c))
-        self.decoder = Decoder((decoder_layer(c, cross=True) for _ in range(c.decoder_depth)), final_norm(c))
+        self.decoder = Decoder((self._decoder_layer() for _ in range(c.decoder_depth)), final_norm(c))
         self.output = Linear(c.embed_dim, c.vocab_size, bias=False) if c.share == "none" else None
         self.output_bias = nn.Parameter(torch.zeros(c.vocab_size)) if c.head_bias else None
         initialise(self, c.numerics.init)
 
     def _table(self) -> nn.Embedding:
         return nn.Embedding(self.config.vocab_size, self.config.embed_dim, padding_idx=self.config.specials.pad)
+
+    def _decoder_layer(self) -> DecoderLayer:
+        return decoder_layer(self.config, cross=True)
 
     def _target_table(self) -> nn.Embedding:
         return self.embed if self.target_embed is None else self.target_embed
@@ -213,6 +217,10 @@ class Transformer(nn.Module):
         """(..., C) -> logits (..., V)."""
         table = self.output if self.output is not None else self._target_table()
         return linear(hidden, table.weight, self.output_bias)
+
+    def hidden(self, source: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
+        """What :meth:`head` maps to logits: source (B, S), target (B, T) -> (B, T, C)."""
+        return self.decode(target, *self.encode(source, keep))
 
     def forward(self, source: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
         """Source (B, S), target (B, T) int64, ``keep`` (B, S) bool -> logits (B, T, V).

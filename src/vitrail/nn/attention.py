@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cache import KVCache
+from .dropout import Dropout
 from .fused import Linear, linear
 from .shortcuts import as_made, at_once
 
@@ -60,7 +61,7 @@ def attend(
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # the kernels are slower on views of one matrix
     if causal and q.shape[-2] > k.shape[-2]:
         raise ValueError(f"causal attention expected at most {k.shape[-2]} queries (one a key), got {q.shape[-2]}")
-    if tape is None and causal and bias is None and keep is None and q.shape[-2] == k.shape[-2]:
+    if not products and causal and bias is None and keep is None and q.shape[-2] == k.shape[-2]:
         # the one masked form that the fused kernels know without a mask
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True, scale=scale)
     keep = _merge_causal(_four_dims(keep), q.shape[-2], k.shape[-2], q.device) if causal else _four_dims(keep)
@@ -74,7 +75,8 @@ def attend(
     else:
         weights = _weights(q, k, mask, scale)
         if tape is not None:
-            tape.append(weights if empty is None else weights.masked_fill(empty, 0.0))
+            weights = weights if empty is None else weights.masked_fill(empty, 0.0)
+            tape.append(weights)  # the very tensor that is used: gradients are asked of it
         out = F.dropout(weights, dropout_p, training=dropout_p > 0.0) @ v
     return out if empty is None else out.masked_fill(empty, 0.0)
 
@@ -155,6 +157,7 @@ class Attention(nn.Module):
         inner_dim: width of all heads together; default ``dim``.
         out_dim: width of the result; default ``dim``.
         qkv_bias: whether the projections of q, k and v have a bias.
+        proj_bias: whether the output projection has one.
         attn_drop: dropout on the attention weights.
         proj_drop: dropout after the output projection.
 
@@ -173,6 +176,7 @@ class Attention(nn.Module):
         inner_dim: int | None = None,
         out_dim: int | None = None,
         qkv_bias: bool = True,
+        proj_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
@@ -185,8 +189,8 @@ class Attention(nn.Module):
         self.attn_drop = attn_drop
         self.tape = None
         self.qkv = Linear(dim, 3 * inner, bias=qkv_bias)
-        self.proj = Linear(inner, dim if out_dim is None else out_dim)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.proj = Linear(inner, dim if out_dim is None else out_dim, bias=proj_bias)
+        self.proj_drop = Dropout(proj_drop)
 
     def forward(
         self,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .attention import Attention
 from .cache import KVCache, caches
+from .dropout import Dropout
 from .steps import State
 
 
@@ -62,7 +63,7 @@ class _Layer(nn.Module):
 
     def __init__(self, drop: float, norm_first: bool) -> None:
         super().__init__()
-        self.drop = nn.Dropout(drop)
+        self.drop = Dropout(drop)
         self.norm_first = norm_first
 
     def _add(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:

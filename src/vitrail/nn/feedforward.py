@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .dropout import Dropout
 from .fused import ACTIVATIONS, Activation, Linear, conv_act, linear, linear_act
 from .shortcuts import at_once, plain, watched
 
@@ -55,8 +56,8 @@ class FeedForward(nn.Module):
         self.fc1 = Linear(dim, hidden_dim, bias=bias)
         self.fc2 = Linear(hidden_dim, dim, bias=bias)
         self.act = act
-        self.act_drop = nn.Dropout(drop if act_drop is None else act_drop)
-        self.drop = nn.Dropout(drop)
+        self.act_drop = Dropout(drop if act_drop is None else act_drop)
+        self.drop = Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""

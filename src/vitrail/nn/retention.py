@@ -198,7 +198,8 @@ def recurrent(
     for t in range(q.shape[2]):
         decays = places.decays(t, t + 1)
         q_t, k_t, v_t = (part[:, :, t : t + 1].to(matrix.dtype) for part in (q, k, v))
-        matrix = _write(k_t, v_t, decays, matrix)
+        k_t = k_t if places.keep is None else k_t * decays.until
+        matrix = torch.addcmul(matrix * decays.whole, k_t.mT, v_t)
         outs.append((q_t @ matrix).to(q.dtype))
     return torch.cat(outs, 2) if outs else v, matrix
 

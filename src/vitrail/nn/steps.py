@@ -9,25 +9,11 @@ B batch, S source tokens, T target tokens, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Specials:
-    """Token ids with a meaning of their own.
-
-    Attributes:
-        pad: fills rows up; never attended to, never counted in a loss.
-        bos: what the decoder is given first.
-        eos: what ends a sequence.
-    """
-
-    pad: int = 0
-    bos: int = 2
-    eos: int = 3
+from vitrail.specials import Specials
 
 
 class State(Protocol):
@@ -53,3 +39,6 @@ class SequenceModel(Protocol):
 
     def step(self, tokens: Tensor, state: State) -> Tensor:
         """Read one more token a row, (B,) int64, and return logits (B, V) of the one after it; ``state`` moves on."""
+
+
+__all__ = ["SequenceModel", "Specials", "State"]

@@ -5,6 +5,6 @@ A task never imports a model class; the one training loop and the predictor see 
 
 from __future__ import annotations
 
-from .base import Losses, Metrics, Task, create_task, headline
+from .base import Losses, Metrics, Task, create_task, headline, headline_words
 
-__all__ = ["Losses", "Metrics", "Task", "create_task", "headline"]
+__all__ = ["Losses", "Metrics", "Task", "create_task", "headline", "headline_words"]

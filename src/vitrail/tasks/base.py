@@ -35,6 +35,8 @@ class Task(Protocol):
     """Loss, metrics and postprocess of one job."""
 
     name: str
+    counted: str
+    """What ``count`` of the metrics counts, in words: "images", "sentences"."""
     monitor: str
     """The metric that says which weights are best; larger is better. Ties go to the lower ``loss``."""
 
@@ -42,7 +44,10 @@ class Task(Protocol):
         """Return the losses of a batch."""
 
     def predict(self, model: nn.Module, batch: Any) -> Any:
-        """Return the typed result of a batch, in the user's units."""
+        """Return the typed result of a batch, in the user's units.
+
+        Its ``rows(batch)`` returns by name what an evaluation keeps of each sample.
+        """
 
     def metrics(self) -> Metrics:
         """Return a fresh accumulator."""
@@ -62,7 +67,29 @@ def create_task(name: str, *, num_classes: int, options: Mapping[str, Any] | Non
     return kind(num_classes, **options)
 
 
+HEADLINES = {
+    "top1": "accuracy",
+    "map": "mean average precision",
+    "bleu": "sacreBLEU",
+    "bits_per_pixel": "bits per pixel",
+}
+"""Metric -> what people call it: the number that a run is spoken of by, by kind of task."""
+PLAIN = ("bleu", "bits_per_pixel", "negative_bits")
+"""Metrics that are no shares of a whole."""
+
+
 def headline(metrics: Mapping[str, float | None]) -> tuple[str, float]:
     """Return the name and the value of the number that a run is spoken of by."""
-    name, key = ("accuracy", "top1") if "top1" in metrics else ("mean average precision", "map")
-    return name, float(metrics[key] or 0.0)
+    key = next(key for key in HEADLINES if key in metrics)
+    return HEADLINES[key], float(metrics[key] or 0.0)
+
+
+def in_words(key: str, value: float) -> str:
+    """Return a metric as people write it: a share in percent, anything else as it is."""
+    return f"{value:.2f}" if key in PLAIN else f"{100 * value:.2f} %"
+
+
+def headline_words(metrics: Mapping[str, float | None]) -> str:
+    """Return name and value of :func:`headline` as people write them: "accuracy 98.33 %"."""
+    key = next(key for key in HEADLINES if key in metrics)
+    return f"{HEADLINES[key]} {in_words(key, float(metrics[key] or 0.0))}"

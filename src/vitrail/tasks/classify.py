@@ -51,6 +51,10 @@ class Classification:
 
     scores: Tensor
 
+    def rows(self, batch: LabelledImages) -> dict[str, Tensor]:
+        """Return what is kept of each image."""
+        return {"labels": batch.labels, "scores": self.scores}
+
     def top(self, k: int = 5) -> tuple[Tensor, Tensor]:
         """Return the ``k`` best scores and their class indices, both (B, min(k, K)), best first."""
         best, index = self.scores.topk(min(k, self.scores.shape[1]), dim=1)
@@ -64,6 +68,7 @@ class Classify:
     """Cross entropy (or one yes-or-no question a class) over one label an image, with soft targets and smoothing."""
 
     name = "classify"
+    counted = "images"
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ class Distil:
             raise ValueError(f"expected temperature above 0 (of soft answers alone), got {temperature} for {how}")
         self.task, self.teacher = task, teacher
         self.how, self.weight, self.temperature = how, weight, temperature
-        self.name, self.monitor = task.name, task.monitor
+        self.name, self.counted, self.monitor = task.name, task.counted, task.monitor
 
     def step(self, model: nn.Module, batch: LabelledImages) -> Losses:
         """Return the weighted sum as "loss", its parts as "label" and "teacher"."""

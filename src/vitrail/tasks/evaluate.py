@@ -1,8 +1,8 @@
-"""Run a task over a whole set: numbers, details for the report, and every prediction.  N images, K classes."""
+"""Run a task over a whole set: numbers, details for the report, and every prediction.  N samples, K classes."""
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +17,30 @@ from .base import Metrics, Task
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Numbers, the accumulator behind them, and ``index``, ``labels`` (N,), ``scores`` (N, K) of readable images."""
+    """Numbers, the accumulator behind them, and by name what each readable sample gave, in order."""
 
     metrics: dict[str, float]
     accumulator: Metrics
-    index: Tensor
-    labels: Tensor
-    scores: Tensor
+    rows: dict[str, Tensor]
+
+    @property
+    def index(self) -> Tensor:
+        """Positions in the set, (N,)."""
+        return self.rows["index"]
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels of classification, (N,)."""
+        return self.rows["labels"]
+
+    @property
+    def scores(self) -> Tensor:
+        """Scores of classification, (N, K)."""
+        return self.rows["scores"]
+
+    def finite(self) -> dict[str, float | None]:
+        """Return metrics that JSON can hold: numbers that are not finite become null."""
+        return {k: v if math.isfinite(v) else None for k, v in self.metrics.items()}
 
 
 def evaluate(
@@ -38,24 +55,28 @@ def evaluate(
 
     Where several processes see a part of each batch, ``join`` makes a result or a batch that of all of them.
 
-    Raises :class:`DataError` if no image could be read. Scores are kept (4 K bytes an image), logits are not.
+    Raises :class:`DataError` if nothing could be read. What a result tells of each sample is kept (scores: 4 K bytes
+    an image), logits are not.
     """
     accumulator, was_training = task.metrics(), model.training
-    index, labels, scores = [], [], []
+    parts: list[dict[str, Tensor]] = []
     model.eval()
     try:
         for batch in batches:
             batch = batch.to(device)
             result = task.predict(model, batch)
             if join is not None:
-                result, batch = join(result), join(dataclasses.replace(batch, images=batch.images[:, :0]))
+                result, batch = join(result), join(batch.without_inputs())
             accumulator.update(result, batch)
             keep = batch.keep.cpu()
-            index.append(batch.indices.cpu()[keep])
-            labels.append(batch.labels.cpu()[keep])
-            scores.append(result.scores.cpu()[keep])
+            found = {"index": batch.indices, **result.rows(batch)}
+            parts.append({name: tensor.cpu()[keep] for name, tensor in found.items()})
     finally:
         model.train(was_training)
-    if not sum(len(i) for i in index):
-        raise DataError("expected at least one readable image to evaluate on, got none; mend: run `vitrail data check`")
-    return Evaluation(accumulator.compute(), accumulator, torch.cat(index), torch.cat(labels), torch.cat(scores))
+    if not sum(len(part["index"]) for part in parts):
+        raise DataError(
+            f"expected at least one sample to evaluate on that can be read, got none of the {task.counted}; "
+            "mend: run `vitrail data check`"
+        )
+    rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return Evaluation(accumulator.compute(), accumulator, rows)

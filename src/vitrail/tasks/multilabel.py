@@ -36,6 +36,10 @@ class Labels:
 
     scores: Tensor
 
+    def rows(self, batch: LabelledImages) -> dict[str, Tensor]:
+        """Return what is kept of each image."""
+        return {"labels": batch.labels, "scores": self.scores}
+
 
 @dataclass(frozen=True)
 class Balance:
@@ -75,6 +79,7 @@ class MultiLabel:
     """Binary cross entropy (or the asymmetric loss) over K classes, each by itself."""
 
     name = "multilabel"
+    counted = "images"
 
     def __init__(
         self,

@@ -21,9 +21,10 @@ from vitrail.errors import DataError, UsageError
 from vitrail.models import config_of
 
 from .augmenting import Augment
+from .baserecipe import merge, nested
 from .habits import ALL_OPTIONS, HABITS, usual_decay, usual_rate
 from .precision import pick_precision
-from .recipe import Recipe, merge, nested, varied
+from .recipe import Recipe, varied
 from .schedule import ENDLESS
 from .sections import Distill
 from .start import adopt, digest, folder_of, source_of

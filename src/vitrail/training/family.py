@@ -16,8 +16,9 @@ from typing import Any
 from vitrail.errors import UsageError, VitrailError
 from vitrail.models import config_of
 
+from .baserecipe import flatten, nested
 from .folder import write_json
-from .recipe import Recipe, flatten, nested
+from .recipe import Recipe
 from .run import resume, train
 from .signals import Interrupted
 

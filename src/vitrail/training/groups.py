@@ -49,10 +49,12 @@ def groups_of(model: nn.Module, settings: Any) -> list[Group]:
 def split(model: nn.Module, optimizer: str) -> dict[str, dict[str, nn.Parameter]]:
     """Return the trained parameters by kind.
 
-    ``matrices`` (Muon's, if it is the optimiser: linear layers but the head, and convolutions that mix channels),
+    ``matrices`` (Muon's, if it is the optimiser: linear layers but the head, and convolutions that mix channels; not
+    embeddings, of which a step moves a few rows),
     ``decayed``, ``plain``, and ``batch_norms``, which are not decayed either.
     """
     groups: dict[str, dict[str, nn.Parameter]] = {"matrices": {}, "decayed": {}, "plain": {}, "batch_norms": {}}
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     exact = {id(p) for norm in batch_norms(model) for p in norm.parameters()}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -62,7 +64,12 @@ def split(model: nn.Module, optimizer: str) -> dict[str, dict[str, nn.Parameter]
         elif not decays(name, parameter):
             kind = "plain"
         else:
-            mixes = parameter.ndim in (2, 4) and parameter.shape[1] > 1 and not in_head(name)
+            mixes = (
+                parameter.ndim in (2, 4)
+                and parameter.shape[1] > 1
+                and not in_head(name)
+                and id(parameter) not in tables
+            )
             kind = "matrices" if optimizer == "muon" and mixes else "decayed"
         groups[kind][name] = parameter
     return {kind: group for kind, group in groups.items() if group}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -18,8 +18,9 @@ from torch import nn
 from vitrail.errors import VitrailError
 from vitrail.tasks import Task
 
-from .batches import memory_advice, out_of_memory, pieces
+from .batches import out_of_memory, pieces
 from .ema import Ema
+from .job import Batches
 from .optim import Masters
 from .schedule import Schedule
 from .signals import Interrupted, Stop
@@ -27,16 +28,6 @@ from .state import Pace, State
 from .world import ALONE, World
 
 MOST_BAD_STEPS = 3
-
-
-class Batches(Protocol):
-    """The part of a loader the loop uses."""
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterable[Any]:
-        """Batches of an epoch from number ``start`` on: a function of (seed, epoch, number) alone."""
 
 
 class Hooks(Protocol):
@@ -79,7 +70,10 @@ class Loop:
         state: State | None = None,
         say: Callable[[str], None] = print,
         world: World = ALONE,
+        unit: str = "images",
+        advise: Callable[[RuntimeError], Exception] | None = None,
     ) -> None:
+        self.unit, self.advise = unit, advise
         self.task, self.model, self.masters, self.ema = task, model, masters, ema
         self.batches, self.schedule, self.pace, self.hooks = batches, schedule, pace, hooks
         self.state, self.say, self.world = state or State(), say, world
@@ -133,8 +127,8 @@ class Loop:
                     raise Interrupted("stopped before the end of the replay", stop.exit_code)
 
     def _agree(self, batch: Any, stop: Stop) -> int:
-        """Return the images of this step on all processes; agree on whether to stop, and to save, after it."""
-        kept, minutes = int(batch.keep.sum()), (time.monotonic() - self._saved) / 60
+        """Return how much this step counts on all processes; agree on whether to stop, and to save, after it."""
+        kept, minutes = batch.count, (time.monotonic() - self._saved) / 60
         most = self.pace.save_every_minutes
         due = self.world.first and most is not None and minutes >= most  # one clock decides
         total, asked, self._due = (int(n) for n in self.world.sum([kept, stop.asked is not None, due]))
@@ -149,8 +143,8 @@ class Loop:
         try:
             loss, norm, problem = self._gradient(batch.to(self.device), kept)
         except RuntimeError as error:
-            if out_of_memory(error):
-                raise memory_advice(_shape(batch), self.pace.accumulation, error) from error
+            if self.advise is not None and out_of_memory(error):
+                raise self.advise(error) from error
             raise
         if problem is None:
             clip = self.pace.clip_norm
@@ -167,16 +161,16 @@ class Loop:
             self._skip(batch, problem, loss, norm)
 
     def _gradient(self, batch: Any, kept: int) -> tuple[float, float, str | None]:
-        """Gather the gradient of the mean loss over the ``kept`` images of all processes.
+        """Gather the gradient of the mean loss over the ``kept`` images (or tokens) of all processes.
 
         Returns loss, norm, and what is wrong, the same on every process.
         """
         if not kept:
-            return 0.0, 0.0, "no image of the batch could be read"
+            return 0.0, 0.0, f"no {self.unit.removesuffix('s')} of the batch could be read"
         loss, world = 0.0, self.world
         whole = world.size if self.masters.sliced else 1  # the sum over slices is a mean over processes
         for number, piece in enumerate(pieces(batch, self.pace.accumulation)):
-            share = int(piece.keep.sum()) / kept
+            share = piece.count / kept
             if not share and world.alone:
                 continue  # where there are others, all must compute the same pieces
             torch.manual_seed(step_seed(self.pace.seed, self.state.step, world.rank * self.pace.accumulation + number))
@@ -228,7 +222,7 @@ class Loop:
             "grad_norm": window["norm"] / steps if steps else None,
             "lr": self.schedule(state.step - 1),
             "skipped": state.skipped,
-            "images_per_s": (state.images - images_before) / seconds,
+            f"{self.unit}_per_s": (state.images - images_before) / seconds,
             "step_s": seconds / taken,
             "data_s": self._data_seconds / taken,
             "seconds": state.seconds,
@@ -272,11 +266,6 @@ class Loop:
         now = time.monotonic()
         self.state.seconds += now - self._started
         self._started = now
-
-
-def _shape(batch: Any) -> tuple[int, int, int]:
-    count, _, height, width = batch.images.shape
-    return count, height, width
 
 
 def step_seed(seed: int, step: int, piece: int = 0) -> int:

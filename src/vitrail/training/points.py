@@ -16,7 +16,7 @@ from vitrail.metrics.scale import train_flops
 from vitrail.models import build
 from vitrail.weights import open_folder
 
-from .recipe import flatten
+from .baserecipe import flatten
 
 DEEPEST = 3  # folders below the one given in which runs are looked for: family/classify/run
 

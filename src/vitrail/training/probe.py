@@ -27,6 +27,7 @@ from vitrail.data.sources import Splits
 from vitrail.errors import UsageError
 
 from .defaults import Facts
+from .imagejob import ImageJob
 from .loop import Loop
 from .pipeline import train_loader
 from .plan import Network
@@ -34,7 +35,7 @@ from .precision import use_threads
 from .progress import Progress
 from .recipe import Recipe
 from .rework import can_recompute, rework
-from .session import Identity, Session
+from .session import Session
 from .timeline import Timeline, record
 
 FEW, MANY = 2, 4  # images of the two probes; a single one takes ways that no other number takes
@@ -100,7 +101,12 @@ def altered(recipe: Recipe, **train: Any) -> Recipe:
 
 def session_of(recipe: Recipe, splits: Splits, say: Callable[[str], None]) -> Session:
     nowhere = Path(os.devnull) / "vitrail-plan"  # a session makes nothing there before it saves
-    return Session(nowhere, recipe, splits, Identity({}, {}, {}), Progress(say))
+    return Session(nowhere, ImageJob(recipe, splits), Progress(say))
+
+
+def _splits(session: Session) -> Splits:
+    assert isinstance(session.job, ImageJob), "only runs on images are probed"
+    return session.job.splits
 
 
 def _measure(session: Session, recipe: Recipe, facts: Facts, timed: bool) -> Probe:
@@ -133,7 +139,7 @@ def _measure(session: Session, recipe: Recipe, facts: Facts, timed: bool) -> Pro
         resting=resting + (batch.images[0].numel() if on_cpu else 0),  # beside it the uint8 images it was made of
         waiting=(min(count, 8) + 1 if count else 1) if on_cpu else 1,
         threaded=bool(count) and on_cpu,
-        held_out=max(len(images) for images in (session.splits.val, session.splits.test) if images is not None),
+        held_out=max(len(images) for images in (_splits(session).val, _splits(session).test) if images is not None),
         cached=_cached(session, facts) if on_cpu else 0,
         process=max(0, process) if on_cpu else 0,
         paces=paces,
@@ -147,7 +153,7 @@ def _loader(session: Session, recipe: Recipe, images: int) -> Loader:
     """Return the run's loader at another batch size; it keeps nothing, so that each batch is made in full."""
     changed = altered(recipe, batch_size=images)
     changed = changed.model_copy(update={"data": recipe.data.model_copy(update={"cache": "none", "workers": 0})})
-    return train_loader(changed, session.splits.train, session.card, session.device)
+    return train_loader(changed, _splits(session).train, session.card, session.device)
 
 
 def _few(batch: Batch, images: int) -> Batch:
@@ -223,7 +229,7 @@ def _cached(session: Session, facts: Facts) -> int:
     height, width = session.card.input_size
     if session.batches.crop.draws == 0:
         kept = min(session.batches.cache.budget, 3 * height * width * facts.count)
-    return kept + min(session.val.cache.budget, 3 * height * width * len(session.splits.val))
+    return kept + min(session.val.cache.budget, 3 * height * width * len(_splits(session).val))
 
 
 def _others(session: Session) -> int:

@@ -60,8 +60,8 @@ class Progress:
         self._task = self._bar.add_task("train", total=total, completed=step, words="")
         self._bar.start()
 
-    def show(self, *, step: int, images: int, total: int, loss: float, data: float) -> None:
-        """Move the bar. ``data`` is the share of time spent waiting for images."""
+    def show(self, *, step: int, each: float, unit: str, total: int, loss: float, data: float) -> None:
+        """Move the bar: ``each`` images (the ``unit``) a step; ``data`` is the share of time spent waiting for them."""
         now = time.monotonic()
         if self._last is not None and step > self._last[1]:
             seconds = (now - self._last[0]) / (step - self._last[1])
@@ -70,7 +70,7 @@ class Progress:
         self._data = data
         if self._bar is not None and self._pace:
             words = (
-                f"loss {loss:.3f}  {images / self._pace:,.0f} images/s  step {1000 * self._pace:,.0f} ms  "
+                f"loss {loss:.3f}  {each / self._pace:,.0f} {unit}/s  step {1000 * self._pace:,.0f} ms  "
                 f"data {100 * data:.0f} %  {self.left(step, total)} left"
             )
             self._bar.update(self._task, completed=step, words=words)

@@ -1,61 +1,36 @@
-"""A recipe: the whole description of a run, from YAML, a dictionary, the environment and the command line.
+"""The recipe of a run on images: its sections, and which settings go together.
 
-Order, weakest first: file, environment (``VITRAIL_TRAIN__EPOCHS=3`` is ``train.epochs``), command line.
+How a recipe is read, and what all of them share, is in baserecipe.py.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import ClassVar, Literal
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
-
-from vitrail.errors import UsageError, did_you_mean
+from pydantic import Field, model_validator
 
 from .augmenting import Augment
-from .sections import Data, Distill, Model, Optim, Schedule, Section, Train
+from .baserecipe import BaseRecipe
+from .sections import Data, Distill, Model, Train
 
-PREFIX = "VITRAIL_"
 
+class Recipe(BaseRecipe):
+    """The whole description of a run on images with labels."""
 
-class Recipe(Section):
-    """The whole description of a run."""
+    job: ClassVar[str] = "imagejob:ImageJob"
 
     task: Literal["auto", "classify", "multilabel"] = Field(
         "auto", description="classify: one label an image; multilabel: any number; auto: as the data have it"
     )
-    name: str | None = Field(None, description="folder of the run below out/task; null: the model's name and a number")
-    out: str = Field("runs", description="folder that holds all runs")
     model: Model = Field(default_factory=Model)
     data: Data = Field(default_factory=Data)
     augment: Augment = Field(default_factory=Augment)
-    optim: Optim = Field(default_factory=Optim)
-    schedule: Schedule = Field(default_factory=Schedule)
     train: Train = Field(default_factory=Train)
     distill: Distill | None = Field(None, description="a teacher: distillation; null: none")
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        epochs, warmup = self.train.epochs, self.schedule.warmup_epochs
-        if isinstance(epochs, int) and not isinstance(warmup, str) and warmup >= epochs:
-            raise ValueError(f"expected schedule.warmup_epochs below train.epochs ({epochs}), got {warmup}")
-        cooldown = self.schedule.cooldown_epochs
-        if isinstance(epochs, int) and isinstance(cooldown, float):
-            rise = warmup if isinstance(warmup, float) else 0.0
-            if rise + cooldown > epochs:
-                raise ValueError(
-                    f"expected schedule.cooldown_epochs of at most {epochs - rise:g}, what {epochs} epochs leave "
-                    f"after the warm-up, got {cooldown:g}"
-                )
-        lr, least = self.optim.lr, self.schedule.min_lr
-        if isinstance(lr, float) and isinstance(least, float) and least > lr:
-            raise ValueError(f"expected schedule.min_lr <= optim.lr ({lr}), got {least}")
         self._require_room_for_copies()
-        if self.name is not None and (not self.name or Path(self.name).name != self.name or self.name in (".", "..")):
-            raise ValueError(f"expected name as one folder name, got {self.name!r}")
         if self.distill is not None and self.distill.unlabelled is not None and self.data.window is not None:
             raise ValueError(
                 "data.window and distill.unlabelled exclude each other: images without labels lie in no shards; mend: "
@@ -133,47 +108,6 @@ class Recipe(Section):
             raise ValueError(f"expected train.monitor of {', '.join(fitting)}, got {self.train.monitor!r}")
         return self
 
-    @classmethod
-    def load(
-        cls,
-        source: Recipe | Mapping[str, Any] | str | os.PathLike[str],
-        overrides: Mapping[str, Any] | None = None,
-        environment: Mapping[str, str] | None = None,
-    ) -> Recipe:
-        """Read a recipe from a YAML file, a dictionary (nested or dotted keys), or another recipe.
-
-        ``overrides`` (nested or dotted) win over ``environment`` (default: this process's), which wins over
-        ``source``; the environment is not read for a ready :class:`Recipe`. Raises :class:`UsageError` with the full
-        dotted path of what is wrong, and the nearest name of an unknown key.
-        """
-        if isinstance(source, Recipe):
-            content, environment = source.model_dump(mode="json"), environment or {}
-        elif isinstance(source, Mapping):
-            content = nested(source, "the recipe")
-        else:
-            content = _read(Path(source))
-        surroundings = nested(_from_environment(os.environ if environment is None else environment), "the environment")
-        for layer in (surroundings, nested(overrides or {}, "the command line")):
-            content = merge(content, layer)
-        return cls.check(content)
-
-    @classmethod
-    def check(cls, content: Mapping[str, Any]) -> Recipe:
-        """Build a recipe from nested plain data; the errors are :class:`UsageError`."""
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise UsageError(explain(error)) from None
-
-    def to_yaml(self, header: str = "") -> str:
-        """Return the recipe as YAML under ``header`` (made into comments); :meth:`load` reads it back equal."""
-        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
-        return "".join(f"# {line}\n" if line else "#\n" for line in header.splitlines()) + text
-
-    def flat(self) -> dict[str, Any]:
-        """Return dotted key -> plain value of every option."""
-        return flatten(self.model_dump(mode="json"))
-
 
 def varied(augment: Augment) -> list[str]:
     """Return the settings, known so far, that show an image otherwise in one epoch than in another."""
@@ -181,128 +115,3 @@ def varied(augment: Augment) -> list[str]:
     still |= {"mix_prob": (None, 0), "three_augment": (False,), "color_jitter": (0,), "interpolation": (None,)}
     values = augment.model_dump(mode="json")
     return [f"augment.{k} is {values[k]}" for k, calm in still.items() if values[k] not in (*calm, "auto")]
-
-
-def known_keys(section: type[BaseModel] = Recipe, path: str = "") -> list[str]:
-    """Return every dotted key of a recipe; ``model.options`` stands for all keys below it."""
-    found = []
-    for name, field in section.model_fields.items():
-        kinds = [k for k in (field.annotation, *get_args(field.annotation)) if isinstance(k, type)]
-        inner = [k for k in kinds if issubclass(k, BaseModel)]
-        if inner:
-            found += known_keys(inner[0], f"{path}{name}.")
-        if not inner or field.annotation is not inner[0]:  # a section, or a section that may be left out
-            found.append(path + name)
-    return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"expected a recipe file, got {path}, which does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the recipe {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"expected a recipe in YAML, got {path}: {error}") from None
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        raise UsageError(f"expected a recipe of key: value lines in {path}, got a {type(content).__name__}")
-    return nested(content, str(path))
-
-
-def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return dotted key -> text for names with a double underscore; others (VITRAIL_OFFLINE) are not a recipe's."""
-    return {
-        name[len(PREFIX) :].lower().replace("__", "."): text
-        for name, text in environment.items()
-        if name.startswith(PREFIX) and "__" in name
-    }
-
-
-def nested(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Unfold dotted keys into sections, and read text that stands for a list, a mapping or nothing."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            value = nested(value, where) if str(key) != "options" else dict(value)
-        elif isinstance(value, str) and (value.startswith(("[", "{")) or value in ("null", "None", "~")):
-            value = yaml.safe_load(value.replace("None", "null"))
-        layer: dict[str, Any] = {}
-        inner = layer
-        *parents, last = str(key).split(".")
-        for name in parents:
-            inner[name] = inner = {}
-        inner[last] = value
-        clash = flatten(layer).keys() & flatten(found).keys()
-        if clash:
-            raise UsageError(f"{sorted(clash)[0]} is given twice in {where}")
-        found = merge(found, layer)
-    return found
-
-
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay ``above`` over ``below``, section by section."""
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def flatten(content: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Return dotted key -> value of nested plain data."""
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        inner = flatten(value, f"{path}{key}.") if isinstance(value, Mapping) and value else {path + str(key): value}
-        found |= inner
-    return found
-
-
-def explain(error: ValidationError) -> str:
-    """Return pydantic's findings as sentences, one line an option: dotted path, what was expected, what came."""
-    known, lines = known_keys(), dict[str, list[str]]()
-    heads = {key.rpartition(".")[0] for key in known} | set(known)
-    found = error.errors(include_url=False)
-    within = {e["loc"][: e["loc"].index("RandAugment")] for e in found if "RandAugment" in e["loc"]}
-    for item in found:
-        parts = [str(p) for p in item["loc"] if p != "RandAugment"]
-        if item["type"] == "extra_forbidden":
-            lines[".".join(parts)] = [_unknown(parts, known, heads)]
-            continue
-        if item["loc"][:2] in within and item["type"] == "literal_error":
-            continue  # the other branch of this option says better what is wrong
-        message = item["msg"].removeprefix("Value error, ")
-        got = "" if item["type"] == "value_error" else f", got {item['input']!r}"
-        lines.setdefault(_path(parts, heads), []).append((message[:1].lower() + message[1:]).rstrip(".") + got)
-    return "\n".join(
-        messages[0] if messages[0].startswith("unknown") else f"{path + ': ' if path else ''}{_join(messages)}"
-        for path, messages in lines.items()
-    )
-
-
-def _path(parts: list[str], heads: set[str]) -> str:
-    """Return the dotted path without the names pydantic gives to the branches of a union."""
-    while parts and ".".join(parts) not in heads:
-        parts = parts[:-1]
-    return ".".join(parts)
-
-
-def _unknown(parts: list[str], known: list[str], heads: set[str]) -> str:
-    key = ".".join(parts)
-    beside = [k for k in {*known, *heads} if k and k.rpartition(".")[0] == key.rpartition(".")[0]]
-    elsewhere = [k for k in known if k.rpartition(".")[2] == parts[-1]]
-    hint = f" Did you mean {elsewhere[0]!r}?" if elsewhere else did_you_mean(key, beside) or did_you_mean(key, known)
-    return f"unknown recipe key {key!r}.{hint}"
-
-
-def _join(messages: list[str]) -> str:
-    """Join what each branch of a union said; the value is named once."""
-    unique = list(dict.fromkeys(messages))
-    if len(unique) == 1:
-        return unique[0]
-    tails = {m.rpartition(", got ")[2] for m in unique}
-    if len(tails) == 1:
-        return ", or ".join(m.rpartition(", got ")[0] for m in unique) + f", got {tails.pop()}"
-    return "; or ".join(unique)

@@ -10,27 +10,19 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from vitrail.data.imageset import ImageSet
-from vitrail.data.sources import Splits
 from vitrail.errors import UsageError, VitrailError
-from vitrail.tasks import headline
-from vitrail.tasks.evaluate import Evaluation
-from vitrail.tasks.multilabel import MultiLabel
+from vitrail.tasks import headline_words
 
-from .build import about_imbalance
+from .baserecipe import BaseRecipe
 from .checkpoint import Checkpoints, Saved, replace_bytes
-from .defaults import measure, resolve, sentences
-from .folder import environment, fingerprint, locked, make_folder, started_before, write_json
-from .pipeline import eval_loader, open_data, parts_of
+from .folder import environment, locked, make_folder, started_before, write_json
+from .job import job_type
 from .precision import own_device, use_threads
 from .progress import Progress, clock
 from .recipe import Recipe
-from .selftrain import with_unlabelled
-from .session import Identity, Session, finite
+from .session import Session
 from .signals import Interrupted
-from .world import ALONE, PeerLost, World, open_world, peers_needed, restart_advice
+from .world import PeerLost, World, open_world, peers_needed, restart_advice
 
 # Keys that may change between the start of a run and its resumption: they do not change what is computed.
 FREE = (
@@ -76,31 +68,22 @@ def train(
         if begun is not None:
             return _resume(begun, (), world, progress)
         device = own_device(asked.train.device, world)
-        splits = with_unlabelled(asked, open_data(asked), None, progress.say, world)
-        for note in splits.notes:
+        job = job_type(asked).open(asked, None, progress.say, world)
+        for note in job.notes:
             progress.say(note)
-        facts = measure(splits.train)
-        settled, made = resolve(asked, facts, device, has_val="val" in parts_of(asked))
-        settled = _for_all(settled, asked, world)
-        if settled.train.accumulation == "auto":
-            from .planning import settle_accumulation
-
-            settled, decision = settle_accumulation(settled, splits, facts, device, progress.say, world)
-            made.append(decision)
-        for line in [*sentences(made), about_imbalance(settled, splits)]:
-            if line is not None:
-                progress.say(line)
-        identity = Identity(fingerprint(splits), splits.classes.to_json(), settled.flat())
+        lines = job.settle(device, progress.say, world)
+        for line in lines:
+            progress.say(line)
+        settled = job.recipe
         folder = make_folder(settled.out, settled.task, settled.name, settled.model.name, world)
         with locked(folder, world):
             if world.first:
-                header = "\n".join(["Made by vitrail train; nothing in it is left to chance.", "", *sentences(made)])
+                header = "\n".join(["Made by vitrail train; nothing in it is left to chance.", "", *lines])
                 replace_bytes(folder / "recipe.yaml", settled.to_yaml(header).encode())
                 write_json(folder / "environment.json", environment(device))
-                if splits.pseudo is not None:
-                    splits.pseudo.save(folder, splits.train)
+                job.keep_data(folder)
             try:
-                session = Session(folder, settled, splits, identity, progress, world)
+                session = Session(folder, job, progress, world)
             except Exception:
                 if world.first:
                     shutil.rmtree(folder, ignore_errors=True)  # nothing was trained: the name stays free
@@ -108,16 +91,6 @@ def train(
             _introduce(session)
             with use_threads(settled.train.threads):
                 return _run(session)
-
-
-def _for_all(settled: Recipe, asked: Recipe, world: World) -> Recipe:
-    """Return the first process's recipe on all; a batch that was left to us is made to fit the processes."""
-    if world.alone:
-        return settled
-    content = settled.model_dump(mode="json")
-    if asked.train.batch_size == "auto":
-        content["train"]["batch_size"] = max(1, round(settled.train.batch_size / world.size)) * world.size
-    return Recipe.check(world.share(content))
 
 
 def resume(
@@ -135,7 +108,7 @@ def resume(
         return _resume(path, force, world, progress)
 
 
-def recipe_of(path: Path) -> Recipe:
+def recipe_of(path: Path) -> BaseRecipe:
     """Return the recipe of a run folder; :class:`UsageError` if it is none."""
     if not (path / "recipe.yaml").is_file():
         raise UsageError(f"expected a run folder with a recipe.yaml, got {path}; mend: `vitrail train` makes one")
@@ -153,24 +126,18 @@ def _resume(path: Path, force: Sequence[str], world: World, progress: Progress) 
 
 
 def restored(
-    path: Path, recipe: Recipe, force: Sequence[str], world: World, progress: Progress
+    path: Path, recipe: BaseRecipe, force: Sequence[str], world: World, progress: Progress
 ) -> tuple[Session, Saved | None]:
     """Return a session at the newest healthy checkpoint of the run in ``path``, and that checkpoint, if any."""
-    splits, identity = prepared(path, recipe, progress, world)
+    job = job_type(recipe).open(recipe, path, progress.say, world)
     saved = newest(path, world, progress)
     if saved is not None:
-        require_same(saved.state["identity"], identity.to_json(), force)
-    session = Session(path, recipe, splits, identity, progress, world)
+        require_same(saved.state["identity"], job.identity().to_json(), force)
+    session = Session(path, job, progress, world)
     if saved is not None:
         session.restore(saved)
         session.checkpoints.last_good = saved.step
     return session, saved
-
-
-def prepared(path: Path, recipe: Recipe, progress: Progress, world: World = ALONE) -> tuple[Splits, Identity]:
-    """Return the data of the run in ``path``, and what a checkpoint must agree with."""
-    splits = with_unlabelled(recipe, open_data(recipe), path, progress.say, world)
-    return splits, Identity(fingerprint(splits), splits.classes.to_json(), recipe.flat())
 
 
 def newest(path: Path, world: World, progress: Progress) -> Saved | None:
@@ -207,13 +174,8 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], force: Seque
 
 
 def _introduce(session: Session) -> None:
-    splits, say = session.splits, session.progress.say
-    test = f", {len(splits.test):,} test" if splits.test is not None else ""
-    say(
-        f"{session.recipe.model.name}: {session.params:,} parameters; {len(splits.train):,} training images, "
-        f"{len(splits.val):,} validation{test}; {len(splits.classes)} classes; {session.device}, "
-        f"{session.recipe.train.precision}"
-    )
+    say = session.progress.say
+    say(session.job.introduction(session.params, session.device))
     if not session.world.alone:
         how = "a slice of the model each" if session.slices is not None else "the whole model each"
         say(f"{session.world.size} processes, {how}")
@@ -238,10 +200,10 @@ def _run(session: Session) -> RunResult:
     if first:
         (folder / RESUMABLE).unlink(missing_ok=True)
     summary = _finish(session)
-    split = "test" if "test" in summary["results"] else "val"
+    split = next((name for name in summary["results"] if name != "val"), "val")
     metrics = summary["results"][split]
-    name, value = headline(metrics)
-    say(f"{split} {name} {100 * value:.2f} % on {metrics['count']:.0f} images (best weights)")
+    count = f"{metrics['count']:.0f} {session.task.counted}"
+    say(f"{split} {headline_words(metrics)} on {count} (best weights)")
     if first:
         _report(session, split)
     session.world.wait()
@@ -250,76 +212,54 @@ def _run(session: Session) -> RunResult:
 
 def _finish(session: Session) -> dict[str, Any]:
     """Save the last weights, measure the best ones on every held-out split as they lie on the disk, and sum up."""
-    from vitrail.weights import open_folder
-
-    state, splits, recipe = session.state, session.splits, session.recipe
+    state, job, recipe = session.state, session.job, session.recipe
     if state.best is None:
         raise VitrailError("the best weights could not be written; mend: free some space, then `vitrail resume`")
     session.save_weights("last", {"epoch": recipe.train.epochs, "step": state.step})
     session.world.wait()
     best = session.best()
-    if isinstance(session.task, MultiLabel):
-        session.task.thresholds = open_folder(session.folder / "best").card.thresholds  # of validation, used on test
+    job.use_taught(session.task, session.folder / "best")
     results, problems = {}, list(session.batches.problems)
-    for name, images in (("val", splits.val), ("test", splits.test)):
-        if images is None:
-            continue
-        loader = session.val if name == "val" else eval_loader(images, session.card, **session._reading())
-        found = session.measure(best, loader.epoch(0))
+    for name in job.names:
+        batches = session.val if name == "val" else session.held_out(name)
+        found = session.measure(best, batches.epoch(0), job.finals(session.task, name))
         if session.world.first:
-            save_predictions(session.folder / f"predictions_{name}.npz", found, images)
-            details = found.accumulator.describe(splits.classes.names)
-            write_json(session.folder / f"details_{name}.json", {"metrics": finite(found.metrics), **details})
-        results[name] = finite(found.metrics)
-        problems += loader.problems
+            job.record(session.folder, name, found)
+        results[name] = found.finite()
+        problems += batches.problems
     problems = {p.name: p.message for p in problems}
     summary = {
         "task": recipe.task,
         "model": recipe.model.name,
         "params": session.params,
         "source": recipe.data.source,
-        "images": {"train": len(splits.train), **{k: int(v["count"] or 0) for k, v in results.items()}},
-        "classes": len(splits.classes),
+        **job.summary(),
         "epochs": recipe.train.epochs,
         "steps": state.step,
         "skipped": state.skipped,
         "seconds": round(state.seconds, 1),
-        "images_per_s": round(state.images / max(state.seconds, 1e-9), 1),
+        f"{job.unit}_per_s": round(state.images / max(state.seconds, 1e-9), 1),
         "precision": recipe.train.precision,
         "best": state.best,
         "results": results,
-        "notes": splits.notes,
+        "notes": job.notes,
         "unreadable": [f"{name}: {message}" for name, message in problems.items()],
     }
     if session.world.first:
         write_json(session.folder / "summary.json", summary)
     session.progress.say(f"trained {clock(state.seconds)}, best at epoch {state.best['epoch']}")
     if problems:
-        session.progress.say(f"{len(problems)} images could not be read and were left out; summary.json names them")
+        what = f"{len(problems)} {session.task.counted} could not be read and were left out"
+        session.progress.say(f"{what}; summary.json names them")
     return summary
-
-
-def save_predictions(path: Path, found: Evaluation, images: ImageSet) -> None:
-    """Write ``indices``, ``names``, ``labels`` (N,) and ``scores`` (N, K) as .npz; no pickle is needed to read it."""
-    names = np.array([images.name(i) for i in found.index.tolist()], dtype=np.str_)
-    with open(path, "wb") as file:
-        np.savez(
-            file,
-            indices=found.index.numpy(),
-            names=names,
-            labels=found.labels.numpy(),
-            scores=found.scores.numpy(),
-        )
 
 
 def _report(session: Session, split: str) -> None:
     """Write report.html. The training is done and saved: a fault in the report is said and does not undo it."""
-    from vitrail.explain.report import write_report
-
-    images = session.splits.test if split == "test" else session.splits.val
     try:
-        path = write_report(session.folder, dataset=images)
+        path = session.job.report(session.folder, split)
     except Exception as error:  # whatever it is, the weights are safe and the user must hear of both
         session.progress.say(f"the report could not be written ({type(error).__name__}: {error}); all else is in place")
     else:
-        session.progress.say(f"report: {path.resolve()}")
+        if path is not None:
+            session.progress.say(f"report: {path.resolve()}")

@@ -6,7 +6,7 @@ Combinations in which an option would do nothing are refused here. The section `
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -275,35 +275,14 @@ class Schedule(Section):
                 setattr(self, key, "auto")
 
 
-class Train(Section):
-    """How long, how exactly, and what is kept."""
+class Running(Section):
+    """How long, how exactly, and what is kept: what all tasks share."""
 
     epochs: Positive | Auto = Field("auto", description="times through the training images")
-    batch_size: Positive | Auto = Field("auto", description="images an update")
     accumulation: Positive | Auto = Field(
         1, description="pieces a batch is computed in: less memory, the same gradient; auto: the fewest that fit"
     )
-    loss: Literal["ce", "bce", "asymmetric"] | Auto = Field(
-        "auto",
-        description="ce: cross entropy; bce: a yes-or-no question a class (DeiT III); asymmetric: of several labels an "
-        "image, many of them rare (arXiv 2009.14119); auto: ce, or bce with several labels",
-    )
-    bce_threshold: Decay | None = Field(
-        None, description="mixed targets above this count as whole ones in loss: bce; null: as they are"
-    )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Auto = Field("auto", description="spread over all classes")
-    class_weights: Literal["none", "balanced", "effective"] = Field(
-        "none", description="of the loss; balanced: by inverse count; effective: by effective number (arXiv 1901.05555)"
-    )
-    effective_beta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="of effective class weights, 0.999: a class's number of images levels off at 1 / (1 - beta)"
-    )
-    logit_adjustment: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="tau: tau times the log share of each class is added to its logit in training (2007.07314)"
-    )
-    monitor: Literal["top1", "macro_recall", "macro_f1", "micro_f1", "map"] | Auto = Field(
-        "auto", description="metric that chooses the best weights; macro_recall: the mean accuracy of the classes"
-    )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | Auto | None = Field("auto", description="null: no average")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 keeps float32 master weights")
     parallel: Literal["ddp", "fsdp", "hsdp"] | None = Field(
@@ -325,6 +304,38 @@ class Train(Section):
     track: Literal["none", "tensorboard"] = Field("none", description="tensorboard: events beside metrics.jsonl")
 
     @model_validator(mode="after")
+    def _evaluated_once_at_least(self) -> Self:
+        if isinstance(self.epochs, int) and isinstance(self.eval_every, int) and self.eval_every > self.epochs:
+            raise ValueError(f"expected eval_every <= epochs ({self.epochs}), got {self.eval_every}")
+        return self
+
+
+class Train(Running):
+    """Training on images with labels."""
+
+    batch_size: Positive | Auto = Field("auto", description="images an update")
+    loss: Literal["ce", "bce", "asymmetric"] | Auto = Field(
+        "auto",
+        description="ce: cross entropy; bce: a yes-or-no question a class (DeiT III); asymmetric: of several labels an "
+        "image, many of them rare (arXiv 2009.14119); auto: ce, or bce with several labels",
+    )
+    bce_threshold: Decay | None = Field(
+        None, description="mixed targets above this count as whole ones in loss: bce; null: as they are"
+    )
+    class_weights: Literal["none", "balanced", "effective"] = Field(
+        "none", description="of the loss; balanced: by inverse count; effective: by effective number (arXiv 1901.05555)"
+    )
+    effective_beta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="of effective class weights, 0.999: a class's number of images levels off at 1 / (1 - beta)"
+    )
+    logit_adjustment: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="tau: tau times the log share of each class is added to its logit in training (2007.07314)"
+    )
+    monitor: Literal["top1", "macro_recall", "macro_f1", "micro_f1", "map"] | Auto = Field(
+        "auto", description="metric that chooses the best weights; macro_recall: the mean accuracy of the classes"
+    )
+
+    @model_validator(mode="after")
     def _consistent(self) -> Train:
         if self.loss != "bce" and self.bce_threshold is not None:
             raise ValueError(
@@ -335,8 +346,6 @@ class Train(Section):
             raise ValueError(
                 f"expected accumulation <= batch_size: a batch of {self.batch_size} cannot be cut in {pieces} pieces"
             )
-        if isinstance(self.epochs, int) and isinstance(self.eval_every, int) and self.eval_every > self.epochs:
-            raise ValueError(f"expected eval_every <= epochs ({self.epochs}), got {self.eval_every}")
         return self
 
     @model_validator(mode="after")

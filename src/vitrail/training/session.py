@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from vitrail.data.sources import Splits
+from vitrail.tasks import Task
+from vitrail.tasks.base import in_words
 from vitrail.tasks.evaluate import Evaluation, evaluate
-from vitrail.weights import save_folder
 
-from .batches import memory_advice, out_of_memory
-from .build import build_model, build_task
+from .batches import out_of_memory
 from .checkpoint import Checkpoints, Saved, Snapshot
 from .ema import Ema
 from .groups import sentences
+from .job import Batches, Identity, Job
 from .log import MetricsLog
 from .loop import Halt, Loop
 from .optim import Masters
-from .pipeline import eval_loader, threads, train_loader
 from .precision import dtype_of, own_device
 from .progress import Progress
-from .recipe import Recipe
 from .rework import rework
 from .schedule import schedule_of
 from .signals import Stop
-from .starving import Starving
 from .state import Pace, State
 from .world import ALONE, PeerLost, World
 
@@ -42,38 +38,24 @@ if TYPE_CHECKING:
 Tensors = dict[str, dict[str, Tensor]]  # by kind (model, ema, optimizer, ...) and name
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What a checkpoint must agree with before a run goes on from it."""
-
-    data: dict[str, str]
-    classes: dict[str, Any]
-    recipe: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return {"data": self.data, "classes": self.classes, "recipe": self.recipe}
-
-
 class Session:
     """Builds all parts, and serves the loop with logging, evaluation and saving."""
 
     def __init__(
         self,
         folder: Path,
-        recipe: Recipe,
-        splits: Splits,
-        identity: Identity,
+        job: Job,
         progress: Progress,
         world: World = ALONE,
     ) -> None:
+        recipe = job.recipe
         t = recipe.train
-        self.folder, self.recipe, self.splits, self.world = folder, recipe, splits, world
-        self.identity, self.progress = identity, progress
-        world.require_divisor(t.batch_size)
+        self.folder, self.job, self.recipe, self.world = folder, job, recipe, world
+        self.progress = progress
+        job.require_world(world)
         self.device = own_device(t.device, world)
-        self.model, self.card = build_model(recipe, splits, progress.say)
-        self.task = build_task(recipe, splits, self.card, self.device, progress.say, world)
+        self.model, self.card = job.build_model(progress.say)
+        self.task = job.build_task(self.card, self.device, progress.say, world)
         self.params = sum(p.numel() for p in self.model.parameters())
         self.slices = self._slices()
         self.model.to(self.device)
@@ -88,13 +70,19 @@ class Session:
         rework(self.model, recompute=t.recompute, compile=t.compile)
         if dtype != torch.float32:
             self.model.register_forward_pre_hook(_to_type(dtype))
-        self.batches = train_loader(recipe, splits.train, self.card, self.device, (world.rank, world.size))
-        self.val = eval_loader(splits.val, self.card, **self._reading())
+        self.part = (world.rank, world.size)
+        self.batches = job.train_batches(self.card, self.device, self.part)
+        self.val = self.held_out("val")
         self.state = State()
         group = None if self.slices is None else self.slices.group
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=t.keep, warn=progress.say, world=world, group=group)
         self.metrics: MetricsLog | None = None
-        self.starving = Starving(recipe, self.batches, progress.say)
+        self.watch = job.watch(self.batches, progress.say)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What a checkpoint of this run must agree with."""
+        return self.job.identity()
 
     def _slices(self) -> Slices | None:
         if self.world.alone:
@@ -110,15 +98,13 @@ class Session:
         from .sharding import shard
 
         shard(self.model, self.slices.layout)  # first, so that no process holds two whole models
-        shown = build_model(self.recipe, self.splits, lambda text: None)[0].to(self.device)
+        shown = self.job.build_model(lambda text: None)[0].to(self.device)
         shard(shown, self.slices.layout, evaluation=True)
         return shown
 
-    def _reading(self) -> dict[str, Any]:
-        r = self.recipe
-        piece = -(-r.train.batch_size // r.train.accumulation)  # what memory was found to hold
-        part = (self.world.rank, self.world.size)
-        return {"batch_size": 2 * piece, "workers": threads(r), "cache": r.data.cache, "part": part}
+    def held_out(self, name: str) -> Batches:
+        """Return the batches of a held-out split, this process's part of each."""
+        return self.job.batches(name, self.card, self.part)
 
     def loop(self) -> Loop:
         """Return the loop, at the state this session has."""
@@ -144,6 +130,8 @@ class Session:
             state=self.state,
             say=self.progress.say,
             world=self.world,
+            unit=self.job.unit,
+            advise=lambda error: self.job.memory_advice(self.card, error),
         )
 
     def train(self) -> State:
@@ -169,11 +157,12 @@ class Session:
             self.metrics.write(kind, step, values)
         if kind == "train":
             self.last_line = values
-            self.starving.see(step, values)
+            self.watch(step, values)
 
     def show(self, **numbers: Any) -> None:
         """Move the bar."""
-        self.progress.show(images=self.recipe.train.batch_size, total=self.total, **numbers)
+        each = self.state.images / max(1, self.state.step)
+        self.progress.show(each=each, unit=self.job.unit, total=self.total, **numbers)
 
     def last_good(self) -> str:
         """Return words for the newest checkpoint."""
@@ -191,9 +180,7 @@ class Session:
         # one of several processes must not leave the others alone in the middle
         found = self.measure(self.shown, _until(stop, batches) if self.world.alone else batches)
         self.log("val", self.state.step, {"epoch": epoch, **found.metrics})
-        told = found.accumulator.thresholds()
-        if told is not None:
-            self.card = replace(self.card, num_classes=len(told), thresholds=tuple(told))
+        self.card = self.job.taught(self.card, found)
         best, words = self.state.best, ""
         if best is None or self._rank(found.metrics) > self._rank(best["metrics"]):
             best = {"epoch": epoch, "step": self.state.step, "metrics": found.metrics}
@@ -205,12 +192,13 @@ class Session:
         return metrics[self.task.monitor], -metrics["loss"]
 
     def _line(self, epoch: int, metrics: dict[str, float]) -> str:
-        last = self.last_line
+        last, unit = self.last_line, self.job.unit
         loss = "-" if last["loss"] is None else f"{last['loss']:.4f}"
         return (
             f"epoch {epoch}/{self.recipe.train.epochs}  loss {loss}  val {self.task.monitor} "
-            f"{100 * metrics[self.task.monitor]:.2f} %  val loss {metrics['loss']:.4f}  lr {last['lr']:.2g}  "
-            f"{last['images_per_s']:,.0f} images/s  {self.progress.left(self.state.step, self.total)} left"
+            f"{in_words(self.task.monitor, metrics[self.task.monitor])}  val loss {metrics['loss']:.4f}  "
+            f"lr {last['lr']:.2g}  {last[f'{unit}_per_s']:,.0f} {unit}/s  "
+            f"{self.progress.left(self.state.step, self.total)} left"
         )
 
     def _keep(self, best: dict[str, Any]) -> bool:
@@ -229,7 +217,7 @@ class Session:
         fault = None
         if self.world.first:
             try:
-                save_folder(self.folder / name, whole, card=self.card, classes=self.splits.classes, extra=extra)
+                self.job.save(self.folder / name, whole, self.card, extra)
             except OSError as error:
                 fault = str(error)
         if self.slices is not None:
@@ -238,14 +226,13 @@ class Session:
         if fault is not None:
             raise OSError(fault)
 
-    def measure(self, model: nn.Module, batches: Iterable[Any]) -> Evaluation:
+    def measure(self, model: nn.Module, batches: Iterable[Any], task: Task | None = None) -> Evaluation:
         """Evaluate ``model`` in float32, every process its part; all get the same numbers."""
         try:
-            return evaluate(self.task, model, batches, device=self.device, join=self.world.join)
+            return evaluate(task or self.task, model, batches, device=self.device, join=self.world.join)
         except RuntimeError as error:
             if out_of_memory(error):
-                t, (height, width) = self.recipe.train, self.card.input_size
-                raise memory_advice((t.batch_size, height, width), t.accumulation, error) from error
+                raise self.job.memory_advice(self.card, error) from error
             raise
 
     def _average(self) -> list[Tensor]:
@@ -254,9 +241,7 @@ class Session:
 
     def best(self) -> nn.Module:
         """Return the best weights as they lie on the disk, ready to be measured."""
-        from vitrail.weights import load_folder
-
-        best = load_folder(self.folder / "best")[0] if self.slices is None or self.world.first else None
+        best = self.job.load(self.folder / "best") if self.slices is None or self.world.first else None
         if self.slices is None:
             assert best is not None
             return best.to(self.device)
@@ -333,8 +318,3 @@ def _until(stop: Stop, batches: Iterable[Any]) -> Iterator[Any]:
         if stop.asked is not None:
             raise Halt
         yield batch
-
-
-def finite(metrics: dict[str, float]) -> dict[str, float | None]:
-    """Return metrics that JSON can hold: numbers that are not finite become null."""
-    return {k: v if math.isfinite(v) else None for k, v in metrics.items()}

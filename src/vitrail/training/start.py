@@ -13,7 +13,7 @@ from vitrail.weights import Folder, card_for, open_folder
 from vitrail.weights.configs import is_variant
 from vitrail.weights.read import sha256, weight_files
 
-from .recipe import merge
+from .baserecipe import merge
 from .sections import HUB_PREFIX, Model
 
 SET_APART = (

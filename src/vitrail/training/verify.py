@@ -18,12 +18,13 @@ from torch import Tensor
 
 from vitrail.errors import UsageError, VitrailError
 
+from .baserecipe import BaseRecipe
 from .checkpoint import Checkpoints, Saved, verify
 from .folder import locked
+from .job import job_type
 from .precision import use_threads
 from .progress import Progress
-from .recipe import Recipe
-from .run import prepared, recipe_of, require_same
+from .run import recipe_of, require_same
 from .session import Session
 from .state import State
 from .world import World, open_world
@@ -93,14 +94,14 @@ def _healthy(path: Path, world: World) -> list[Path]:
 
 
 def _replay(
-    path: Path, recipe: Recipe, found: list[Path], steps: int | None, world: World, progress: Progress
+    path: Path, recipe: BaseRecipe, found: list[Path], steps: int | None, world: World, progress: Progress
 ) -> Replay:
     saved = [Saved.open(p) for p in found[:2]]
-    splits, identity = prepared(path, recipe, progress)
-    require_same(saved[0].state["identity"], identity.to_json())
+    job = job_type(recipe).open(recipe, path, progress.say)
+    require_same(saved[0].state["identity"], job.identity().to_json())
 
     def session_after(start: Saved, count: int) -> Session:
-        session = Session(path, recipe, splits, identity, progress, world)
+        session = Session(path, job, progress, world)
         session.restore(start)
         session.loop().replay(count)
         return session
