@@ -20,6 +20,7 @@ from .shortcuts import as_made, at_once
 
 MOST_WEIGHTS = 2**27  # weights of one call that may be held for speed: 256 MiB in bf16
 SHORT = 144  # tokens up to which the fused kernel reads views as fast as it would copies
+FEW = 8  # queries that do not repay a copy of the keys: those of a step
 
 Bias = Tensor | Callable[[Tensor], Tensor]
 
@@ -57,7 +58,8 @@ def attend(
         ValueError: ``causal`` with more queries than keys, or a ``keep`` that is not bool.
     """
     products = tape is not None or _products_are_faster(q, k, bias)
-    if q.device.type == "cpu" and not torch.compiler.is_compiling() and (products or k.shape[-2] > SHORT):
+    repaid = k.shape[-2] > SHORT and q.shape[-2] > FEW  # a copy of all keys, for what reads them
+    if q.device.type == "cpu" and not torch.compiler.is_compiling() and (products or repaid):
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # the kernels are slower on views of one matrix
     if causal and q.shape[-2] > k.shape[-2]:
         raise ValueError(f"causal attention expected at most {k.shape[-2]} queries (one a key), got {q.shape[-2]}")
