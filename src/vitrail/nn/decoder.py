@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .attention import Attention
 from .cache import KVCache, caches
 from .dropout import Dropout
+from .quick import QuickLayer, quick_layers, steps_quickly
 from .steps import State
 
 
@@ -174,6 +175,7 @@ class DecoderState:
         keep: (B, S) bool, True where a source is real.
 
     Attributes:
+        quick: the layers as their weights, where steps may go by these; None where not.
         length: tokens read so far.
         width: rows that share a source; rows 0 .. w - 1 are of the first one.
     """
@@ -183,8 +185,14 @@ class DecoderState:
         self.caches = caches(len(self.memories))
         self.context = context
         self.bias = None if keep is None or context is None else _as_bias(keep, context)
+        self.quick: list[QuickLayer] | None = None
         self.length = 0
         self.width = 1
+
+    @property
+    def read_source(self) -> bool:
+        """Whether the keys and values of the source, if there is one, are there."""
+        return self.context is None or all(cache.filled for cache in self.caches)
 
     def select(self, rows: Tensor) -> None:
         """Keep the rows ``rows`` (b,) int64, in that order; what rows of one source share is not copied."""
@@ -242,12 +250,24 @@ class Decoder(nn.Module):
     def begin(self, context: Tensor | None = None, keep: Tensor | None = None) -> DecoderState:
         """Return the state before the first token of the text."""
         mixers = [layer.mixer for layer in self.layers if isinstance(layer, DecoderLayer)]
-        return DecoderState([mixer.new_memory() for mixer in mixers], context, keep)
+        state = DecoderState([mixer.new_memory() for mixer in mixers], context, keep)
+        state.quick = quick_layers(self, self.layers)
+        return state
 
     def step(self, x: Tensor, state: DecoderState) -> Tensor:
         """Read the tokens (R, T, C) that follow; returns (R, T, C), and ``state`` moves on by T."""
-        for layer, memory, cache in zip(self.layers, state.memories, state.caches, strict=True):
-            x = layer(x, state.context, bias=state.bias, memory=memory, cache=cache)
+        if state.quick is not None and state.read_source and steps_quickly(x):
+            x = self._step_quickly(x[:, 0], state.quick, state)[:, None]
+        else:
+            for layer, memory, cache in zip(self.layers, state.memories, state.caches, strict=True):
+                x = layer(x, state.context, bias=state.bias, memory=memory, cache=cache)
         state.length += x.shape[1]
         out: Tensor = self.norm(x)
         return out
+
+    def _step_quickly(self, x: Tensor, layers: Sequence[QuickLayer], state: DecoderState) -> Tensor:
+        """(R, C) -> (R, C)."""
+        for layer, memory, cache in zip(layers, state.memories, state.caches, strict=True):
+            assert isinstance(memory, KVCache)
+            x = layer(x, memory, None if state.context is None else (cache, state.bias))
+        return x

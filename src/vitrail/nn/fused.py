@@ -57,6 +57,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out
 
 
+def eager_linear(x: Tensor) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """Return :func:`linear` for tensors of the kind of ``x``, with its questions asked once for many calls."""
+    kernel = _kernel("_linear_pointwise", x, x, None)
+    if kernel is None:
+        return F.linear
+
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if x.numel() * len(weight) < LARGE:
+            return F.linear(x, weight, bias)
+        out: Tensor = kernel(x, weight, bias, "none", [], "")
+        return out
+
+    return product
+
+
 def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation) -> Tensor:
     """Return ``act(x weightᵀ + bias)``: (..., C) -> (..., C')."""
     kernel = _kernel("_linear_pointwise", x, weight, bias) if act in _NAMES else None
