@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .attention import Attention
 from .cache import KVCache, caches
 from .dropout import Dropout
+from .fused import eager_linear
 from .quick import QuickLayer, quick_layers, steps_quickly
 from .steps import State
 
@@ -267,7 +268,8 @@ class Decoder(nn.Module):
 
     def _step_quickly(self, x: Tensor, layers: Sequence[QuickLayer], state: DecoderState) -> Tensor:
         """(R, C) -> (R, C)."""
+        product = eager_linear(x)
         for layer, memory, cache in zip(layers, state.memories, state.caches, strict=True):
             assert isinstance(memory, KVCache)
-            x = layer(x, memory, None if state.context is None else (cache, state.bias))
+            x = layer(x, product, memory, None if state.context is None else (cache, state.bias))
         return x

@@ -19,13 +19,11 @@ from torch.nn import functional as F
 from .attention import Attention, attend
 from .cache import KVCache
 from .feedforward import FeedForward
-from .fused import ACTIVATIONS, Linear, eager_linear
+from .fused import ACTIVATIONS, Linear, Product
 from .shortcuts import at_once, plain, watched
 
 if TYPE_CHECKING:
     from .decoder import DecoderLayer
-
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class QuickLayer:
@@ -49,9 +47,10 @@ class QuickLayer:
         assert isinstance(layer.mlp, FeedForward)
         self.fc1, self.fc2, self.act = _weights(layer.mlp.fc1), _weights(layer.mlp.fc2), ACTIVATIONS[layer.mlp.act]
 
-    def __call__(self, x: Tensor, memory: KVCache, source: tuple[KVCache, Tensor | None] | None) -> Tensor:
+    def __call__(
+        self, x: Tensor, product: Product, memory: KVCache, source: tuple[KVCache, Tensor | None] | None
+    ) -> Tensor:
         """(R, C) -> (R, C); ``source`` is the filled cache of the cross-attention and what is added to its scores."""
-        product = eager_linear(x)
         norms = iter(self.norms)
         x = self._add(x, next(norms), lambda y: self._mix(y, memory, product))
         if source is not None:
@@ -62,17 +61,17 @@ class QuickLayer:
         return x + branch(norm(x)) if self.norm_first else norm(branch(x).add_(x))
 
     def _mix(self, x: Tensor, memory: KVCache, product: Product) -> Tensor:
-        q, k, v = product(x, *self.qkv).view(len(x), 3, self.heads, 1, -1).unbind(1)
+        q, k, v = product(x, *self.qkv).view(x.shape[0], 3, self.heads, 1, -1).unbind(1)
         mixed = attend(q, *memory.append(k, v))
-        return product(mixed.reshape(len(x), -1), *self.proj)
+        return product(mixed.reshape(x.shape[0], -1), *self.proj)
 
     def _read(self, x: Tensor, cache: KVCache, bias: Tensor | None, product: Product) -> Tensor:
         assert self.cross is not None
         query, proj, heads = self.cross
         k, v = cache.read()
-        q = product(x, *query).view(len(k), -1, heads, k.shape[-1]).transpose(1, 2)
+        q = product(x, *query).view(k.shape[0], -1, heads, k.shape[-1]).transpose(1, 2)
         read = attend(q, k, v, bias=bias).transpose(1, 2)
-        return product(read.reshape(len(x), -1), *proj)
+        return product(read.reshape(x.shape[0], -1), *proj)
 
 
 def quick_layers(stack: nn.Module, layers: Iterable[nn.Module]) -> list[QuickLayer] | None:
