@@ -16,28 +16,34 @@ if TYPE_CHECKING:
     from vitrail.training import RunResult
 
 
+SHOWN = 3  # translations
+
+
 def finish(verb: str, as_json: bool, run: RunResult) -> None:
     """Draw the attention picture and say it all, on stdout: whatever else a training says goes to stderr.
 
     Of several processes the first does it.
     """
-    from vitrail.tasks import headline
+    from vitrail.tasks import headline, headline_words
 
     if os.environ.get("RANK", "0") != "0":
         return
     folder = run.folder.resolve()
     report = folder / "report.html"
-    picture = _draw(folder)
-    counted = f"{run.metrics['count']:.0f} {'test' if run.split == 'test' else 'validation'} images"
-    name, value = headline(run.metrics)
-    say(f"\n{name:<10} {value:.2%} on {counted} that it was not trained on")
+    text = run.summary["task"] == "translate"
+    picture = None if text else _draw(folder)
+    counted = f"{run.metrics['count']:.0f} {'sentences' if text else 'images'} of {run.split}"
+    name, words = headline(run.metrics)[0], headline_words(run.metrics)
+    say(f"\n{name:<10} {words.removeprefix(name).strip()} on {counted}, which it was not trained on")
     say(f"run        {folder}")
     if picture is not None:
         say(f"attention  {picture}")
     if report.exists():
         say(f"report     {report}")
+    if text:
+        _show_translations(folder / f"translations_{run.split}.tsv")
     say("\nNext:")
-    commands = next_commands(folder)
+    commands = next_commands(folder, text)
     width = max(len(command) for command, _ in commands)
     for command, why in commands:
         say(f"  {command:<{width}}  {why}")
@@ -54,6 +60,13 @@ def finish(verb: str, as_json: bool, run: RunResult) -> None:
     )
 
 
+def _show_translations(path: Path) -> None:
+    """Show a few translations beside what they should have been."""
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    for source, translation, reference in rows[:: max(1, len(rows) // SHOWN)][:SHOWN]:
+        say(f"\n  {source}\n    -> {translation}\n     = {reference}")
+
+
 def _draw(folder: Path) -> Path | None:
     """Draw attention over held-out images; the training is safe, so that a failure here is a sentence and no more."""
     from .heldout import held_out
@@ -68,10 +81,16 @@ def _draw(folder: Path) -> Path | None:
         return None
 
 
-def next_commands(folder: Path) -> list[tuple[str, str]]:
+def next_commands(folder: Path, text: bool = False) -> list[tuple[str, str]]:
     """Return commands to type next, and what each does; paths are relative where that is shorter."""
     near = os.path.relpath(folder)
     run = shlex.quote(near if len(near) < len(str(folder)) else str(folder))
+    if text:
+        return [
+            (f"vitrail predict {run} < lines.txt", "translate your own lines"),
+            (f"vitrail explain {run} 'a sentence'", "see which words it looked at"),
+            (f"vitrail val {run}", "BLEU, also by the length of the sentence"),
+        ]
     return [
         (f"vitrail predict {run} IMAGE...", "classify your own images"),
         (f"vitrail explain {run} IMAGE...", "see where it looks in them"),

@@ -52,7 +52,8 @@ def recipe_of(model: str) -> Recipe | None:
 
     for folder in (Path(model), Path(model).absolute().parent):
         if (folder / "recipe.yaml").is_file():
-            return Recipe.load(folder / "recipe.yaml", environment={})
+            found: Recipe = Recipe.load(folder / "recipe.yaml", environment={})
+            return found
     return None
 
 

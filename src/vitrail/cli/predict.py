@@ -1,4 +1,4 @@
-"""`vitrail predict`: classify files, folders and globs."""
+"""`vitrail predict`: classify images, or translate lines, as the model has it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,37 @@ from vitrail.errors import DataError, UsageError
 
 from .console import Json, partial_result, result, say, table
 from .source import open_predictor
+from .translate import reads_text, refuse, translate
 
 
 def predict(
     model: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, model folder or hf-hub:org/name.")],
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, folders or patterns like 'x/*.png'.")],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[IMAGE | TEXT]...",
+            help="Images: files, folders, patterns like 'x/*.png'. Text: files of lines; none: standard input.",
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(help="How many classes to show for each image.", min=1)] = 3,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the answers as CSV.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    batch: Annotated[int, typer.Option(help="Images through the model at once.", min=1)] = 32,
+    batch: Annotated[int, typer.Option(help="Images or lines through the model at once.", min=1)] = 32,
     img_size: Annotated[str | None, typer.Option(help="224 or 224x192; default: the model's own.")] = None,
+    beam: Annotated[int | None, typer.Option(help="Of a translation: hypotheses kept; 1: greedy.", min=1)] = None,
     as_json: Json = False,
 ) -> None:
-    """Classify images with a trained model."""
+    """Classify images, or translate lines, with a trained model."""
+    if reads_text(model):
+        refuse(model, csv=csv, **{"img-size": img_size})
+        translate(model, images or [], beam=beam, device=device, batch=batch, as_json=as_json)
+        return
     from vitrail.infer import results_to_csv, table_rows
 
+    if not images:
+        raise UsageError("expected images to classify, got none; mend: vitrail predict RUN IMAGE...")
+    if beam is not None:
+        raise UsageError(f"--beam has no effect on {model}, which does not translate; mend: leave it out")
     _require_images(images)
     if csv is not None:
         _require_folder_of(csv)

@@ -30,12 +30,12 @@ def existing(source: str) -> str:
 
 def open_predictor(source: str, *, device: str, batch: int = 32, img_size: str | None = None) -> Predictor:
     """Load the model of a verb, ready to predict."""
-    from vitrail.infer import load
+    from vitrail.infer.predictor import load_predictor
 
     from .settings import parse_size
 
     size = None if img_size is None else parse_size(img_size)
-    return load(
+    return load_predictor(
         existing(source),
         device=device,
         batch_size=batch,

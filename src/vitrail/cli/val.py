@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from vitrail.errors import DataError
+from vitrail.errors import DataError, UsageError
 
 from .console import Json, result, say, table
 from .heldout import HeldOut, held_out, require_classes
 from .source import existing
+from .translate import measure, reads_text
 
 MOST_CLASSES = 30
 
@@ -19,11 +20,17 @@ def val(
     model: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, model folder or hf-hub:org/name.")],
     data: Annotated[str | None, typer.Option(help="Other data with the same classes; default: the run's own.")] = None,
     split: Annotated[str | None, typer.Option(help="test, val or train; default: test if there is one.")] = None,
-    batch: Annotated[int, typer.Option(help="Images through the model at once.", min=1)] = 64,
+    batch: Annotated[int, typer.Option(help="Images or lines through the model at once.", min=1)] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    beam: Annotated[int | None, typer.Option(help="Of a translation: hypotheses kept; 1: greedy.", min=1)] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model on held-out data."""
+    if reads_text(model):
+        measure(model, data, split, beam=beam, device=device, batch=batch, as_json=as_json)
+        return
+    if beam is not None:
+        raise UsageError(f"--beam has no effect on {model}, which does not translate; mend: leave it out")
     from vitrail.infer.predictor import pick_device
     from vitrail.tasks import create_task
     from vitrail.tasks.evaluate import evaluate

@@ -13,7 +13,9 @@ _DOORS = {
     "Explanation": "explanation",
     "MultiLabelResult": "labels",
     "Predictor": "predictor",
-    "load": "predictor",
+    "TranslatedSentence": "translator",
+    "Translator": "translator",
+    "load": "loading",
     "results_to_csv": "results",
     "table_rows": "results",
 }
@@ -21,17 +23,21 @@ _DOORS = {
 if TYPE_CHECKING:
     from .explanation import Explanation as Explanation
     from .labels import MultiLabelResult as MultiLabelResult
+    from .loading import load as load
     from .predictor import Predictor as Predictor
-    from .predictor import load as load
     from .results import ClassificationResult as ClassificationResult
     from .results import results_to_csv as results_to_csv
     from .results import table_rows as table_rows
+    from .translator import TranslatedSentence as TranslatedSentence
+    from .translator import Translator as Translator
 
 __all__ = [
     "ClassificationResult",
     "Explanation",
     "MultiLabelResult",
     "Predictor",
+    "TranslatedSentence",
+    "Translator",
     "load",
     "results_to_csv",
     "table_rows",

@@ -237,7 +237,7 @@ def pick_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def load(
+def load_predictor(
     source: str | Path,
     *,
     device: str | torch.device = "auto",
@@ -245,7 +245,7 @@ def load(
     img_size: int | tuple[int, int] | None = None,
     batch_size: int = 32,
 ) -> Predictor:
-    """Load a predictor.
+    """Load a predictor of images.
 
     Args:
         source: a run folder (its ``best/`` weights), a folder of Vitrail, timm or transformers, or a hub id

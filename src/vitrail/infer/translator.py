@@ -78,6 +78,11 @@ class Translator:
         self.model, self.card, self.tokenizer = model.to(self.device).eval(), card, tokenizer
         self.beam = card.beam if beam is None else beam
 
+    def decode_rows(self, model: nn.Module, source: Tensor, keep: Tensor) -> Tensor:
+        """See :func:`decode_rows`; as the card says, or with the beam asked for."""
+        card = self.card
+        return decode_rows(model, source, keep, beam=self.beam, length_penalty=card.length_penalty, extra=card.extra)
+
     def __repr__(self) -> str:
         return f"Translator({self.card.name}, {self.card.languages[0]} to {self.card.languages[1]})"
 

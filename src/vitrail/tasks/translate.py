@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -54,6 +54,16 @@ class ParallelSentences(Protocol):
     @property
     def indices(self) -> Tensor:
         """(B,) int64, positions in the split."""
+
+
+class Network(Protocol):
+    """The part of a model this task calls."""
+
+    def hidden(self, source: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+        """Source (B, S), target (B, T), keep (B, S) -> (B, T, C)."""
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(n, C) -> logits (n, V)."""
 
 
 class Text(Protocol):
@@ -138,9 +148,10 @@ class Translate:
 
 def real_logits(model: nn.Module, batch: ParallelSentences) -> tuple[Tensor, Tensor]:
     """Return logits (n, V) and labels (n,) of the n real target tokens: padding never reaches the vocabulary."""
-    hidden: Tensor = model.hidden(batch.source, batch.target[:, :-1], batch.source_keep)
+    network = cast(Network, model)
+    hidden = network.hidden(batch.source, batch.target[:, :-1], batch.source_keep)
     real = batch.labels >= 0
-    return model.head(hidden[real]), batch.labels[real]
+    return network.head(hidden[real]), batch.labels[real]
 
 
 def until_end(row: Sequence[int], specials: Specials) -> list[int]:

@@ -58,7 +58,8 @@ class TextCard:
         strangers = sorted(data.keys() - known)
         if strangers:
             raise WeightsError(f"unknown key {strangers[0]!r} on a card.{did_you_mean(strangers[0], known)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        pairs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**pairs)
 
 
 @dataclass(frozen=True)

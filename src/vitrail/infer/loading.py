@@ -1,0 +1,41 @@
+"""``vitrail.load``: one door, whatever the model reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitrail.weights.textfolder import is_text_folder
+
+from .predictor import Precision, Predictor, load_predictor
+from .translator import Translator, load_translator
+
+
+def load(
+    source: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: Precision = "float32",
+    img_size: int | tuple[int, int] | None = None,
+    batch_size: int = 32,
+) -> Any:
+    """Load a trained model, ready for use: a :class:`Predictor` of images, or a :class:`Translator` of text.
+
+    Args:
+        source: a run folder (its ``best/`` weights), a folder of Vitrail, timm or transformers, or a hub id
+            (``hf-hub:org/name``).
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        dtype: "float32", or "bfloat16" for speed where the machine has it; of images.
+        img_size: input size in pixels, an int or (H, W), of images; default the card's.
+        batch_size: images or sentences that run through the model at once.
+
+    Raises :class:`WeightsError` if there is no usable model at ``source``.
+    """
+    if is_text_folder(source):
+        return load_translator(source, device=device, batch_size=batch_size)
+    return load_predictor(source, device=device, dtype=dtype, img_size=img_size, batch_size=batch_size)
+
+
+__all__ = ["Predictor", "Translator", "load"]
