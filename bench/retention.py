@@ -1,12 +1,14 @@
 """What a RetNet remembers and how long a step takes, against a Transformer that caches keys and values.
 
-    python bench/retention.py            # pictures and the page, about 10 minutes on two cores
-    python bench/retention.py --quick    # half a minute, to see that it works: small models, few steps, no files
+    python bench/retention.py            # pictures and the page, about 2 minutes of one idle core
+    python bench/retention.py --decays   # the picture of the decays only, which needs no measuring
+    python bench/retention.py --quick    # seconds, to see that it works: small models, few steps, no files
 
 Reading on: a RetNet and a decoder-only Transformer of the same width, depth and number of parameters read the same
 text one token at a time, in turns: at each place first one, then the other, so that what else the machine does slows
-both alike. Of each window of steps the lower quartile counts, divided by the RetNet's own first window. Bytes are those
-of the state: matrices of the one, keys and values of the other, without room for more.
+both alike. Time is processor time of one thread, which waits for nobody; of each window of steps the median counts,
+divided by the RetNet's own first window. Bytes are those of the state: matrices of the one, keys and values of the
+other, without room for more.
 
 Reading at once: the forms of retention on whole texts of growing length, whole models without their output; the best
 of the rounds, divided by the parallel form's at the shortest length.
@@ -17,7 +19,6 @@ Before anything is measured, the last logits of the steps are compared with thos
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import statistics
 import time
@@ -28,10 +29,12 @@ import torch
 from torch import Tensor
 
 from vitrail.explain.charts import Plot, Series
-from vitrail.explain.colors import BLUE, GREEN, ORANGE
+from vitrail.explain.colors import BLUE, GREEN, ORANGE, colorize
+from vitrail.explain.draw import Bar, Tile, enlarged, sheet
 from vitrail.models.decoder import TransformerDecoder, TransformerDecoderConfig
 from vitrail.models.retnet import RetNet, RetNetConfig, RetNetState
 from vitrail.nn.decoder import DecoderState
+from vitrail.nn.retention import Decays, log_decays
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -60,34 +63,34 @@ def held(state: RetNetState | DecoderState) -> int:
 
 def seconds(work: Callable[[], object]) -> float:
     """Return how long a call takes."""
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def read_on(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
-    """Read step by step; returns a quartile of the seconds of each window, and the bytes at its end."""
+    """Read step by step; returns the median of the seconds of each window, and the bytes at its end."""
     models = dict(zip(NAMES, pair(args.width, args.depth, args.inner), strict=True))
-    tokens = torch.randint(4, VOCABULARY, (args.batch, args.steps), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(4, VOCABULARY, (1, args.steps), generator=torch.Generator().manual_seed(1))
     times: dict[str, list[float]] = {name: [] for name in NAMES}
-    quartiles: dict[str, list[float]] = {name: [] for name in NAMES}
+    medians: dict[str, list[float]] = {name: [] for name in NAMES}
     sizes: dict[str, list[int]] = {name: [] for name in NAMES}
     states = {name: model.begin(tokens[:, :0]) for name, model in models.items()}
     logits: dict[str, Tensor] = {}
     for t in range(args.steps):
         for name, model in models.items():
-            start = time.perf_counter()
+            start = time.process_time()
             logits[name] = model.step(tokens[:, t], states[name])
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.process_time() - start)
         if (t + 1) % args.window == 0:
             for name in NAMES:
-                quartiles[name].append(statistics.quantiles(times[name][-args.window :], n=4)[0])
+                medians[name].append(statistics.median(times[name][-args.window :]))
                 sizes[name].append(held(states[name]))
     at_once = models["RetNet"].head(models["RetNet"].hidden(tokens, form="chunkwise")[:, -1])
     apart = float((at_once - logits["RetNet"]).abs().max())
     print(f"after {args.steps} steps: logits of the steps and of the chunkwise form are {apart:.1e} apart", flush=True)
     assert apart < 1e-3, "the forms do not agree"
-    return quartiles, sizes
+    return medians, sizes
 
 
 def read_at_once(args: argparse.Namespace) -> dict[str, list[tuple[int, float]]]:
@@ -114,14 +117,14 @@ def line(title: str, labels: tuple[str, str], series: list[Series], *, log: bool
 
 
 def pictures(
-    quartiles: dict[str, list[float]],
+    medians: dict[str, list[float]],
     sizes: dict[str, list[int]],
     forms: dict[str, list[tuple[int, float]]],
     window: int,
 ) -> dict[str, str]:
     """Return name -> picture."""
-    first = quartiles["RetNet"][0]
-    steps = [Series(n, [((i + 1) * window, s / first) for i, s in enumerate(quartiles[n])], COLORS[n]) for n in NAMES]
+    first = medians["RetNet"][0]
+    steps = [Series(n, [((i + 1) * window, s / first) for i, s in enumerate(medians[n])], COLORS[n]) for n in NAMES]
     memory = [Series(n, [((i + 1) * window, b / 1e6) for i, b in enumerate(sizes[n])], COLORS[n]) for n in NAMES]
     shortest = forms["parallel"][0][1]
     whole = [Series(f, [(x, s / shortest) for x, s in points], FORMS[f]) for f, points in forms.items()]
@@ -129,11 +132,29 @@ def pictures(
     read = "tokens read"
     return {
         "retention-step-time.svg": line("Time of one more token", (read, "times RetNet's first steps"), steps),
-        "retention-step-memory.svg": line("What is remembered of one batch", (read, "megabytes"), memory),
+        "retention-step-memory.svg": line("What is remembered of a text", (read, "megabytes"), memory),
         "retention-forms.svg": line(
             "A whole text at once", ("tokens of the text", "times parallel at the left"), [*whole, *dots], log=True
         ),
     }
+
+
+def decays(length: int = 128) -> None:
+    """Draw the matrix D of four heads."""
+    matrices = Decays(torch.arange(1, length + 1)[None], None, log_decays(HEADS)).inner[0]
+    tiles = [
+        Tile(enlarged(colorize(matrix.numpy()), 2), f"head {h}: keeps {2 ** (5 + h) - 1}/{2 ** (5 + h)} a step")
+        for h, matrix in enumerate(matrices)
+    ]
+    drawn = sheet(
+        tiles,
+        columns=HEADS,
+        title="What is left of a token, by how long ago it was",
+        bar=Bar("0", "1", "share left"),
+        axes=("token that is heard", "token that listens"),
+        size=17,
+    )
+    drawn.save(IMAGES / "retention-decay.png", optimize=True)
 
 
 PAGE = """# RetNet: what a step costs
@@ -142,10 +163,9 @@ PAGE = """# RetNet: what a step costs
 python bench/retention.py
 ```
 
-{machine}, float32, {threads} threads. Two models of width {width}, depth {depth} and {heads} heads: a RetNet of
-{ours:.2f} M parameters without its table of tokens, and a decoder-only Transformer of {theirs:.2f} M that caches keys
-and values; fresh weights, {batch} texts at a time. Times are ratios on this machine, not speeds: what matters is how
-they grow.
+{machine}, float32, processor time of one thread. Two models of width {width}, depth {depth} and {heads} heads: a RetNet
+of {ours:.2f} M parameters without its table of tokens, and a decoder-only Transformer of {theirs:.2f} M that caches
+keys and values; fresh weights, one text at a time. Times are ratios, not speeds: what matters is how they grow.
 
 ## One token at a time
 
@@ -158,7 +178,7 @@ values of all tokens so far.
 
 {steps}
 
-Both models take their steps in turns; of each window of {window} steps the lower quartile counts. Bytes are those of
+Both models take their steps in turns; of each window of {window} steps the median counts. Bytes are those of
 the state itself: the room that a growing cache keeps ready is not counted.
 
 From one end to the other, a step of the RetNet takes {flat:.2f} times as long as in the beginning, one of the
@@ -179,13 +199,13 @@ takes the parallel one up to two chunks.
 """
 
 
-def step_rows(quartiles: dict[str, list[float]], sizes: dict[str, list[int]], window: int) -> str:
+def step_rows(medians: dict[str, list[float]], sizes: dict[str, list[int]], window: int) -> str:
     """Return the table of steps: each window that doubles the text."""
     rows = ["| tokens read | RetNet: time, bytes | Transformer: time, bytes |", "| --- | --- | --- |"]
-    first = quartiles["RetNet"][0]
+    first = medians["RetNet"][0]
     for i in range(len(sizes["RetNet"])):
         if (i + 1) & i == 0:  # 1, 2, 4, ... windows
-            cells = [f"{quartiles[n][i] / first:.2f}, {sizes[n][i]:,}" for n in NAMES]
+            cells = [f"{medians[n][i] / first:.2f}, {sizes[n][i]:,}" for n in NAMES]
             rows.append(f"| {(i + 1) * window:,} | {cells[0]} | {cells[1]} |")
     return "\n".join(rows)
 
@@ -205,37 +225,37 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--depth", type=int, default=DEPTH)
     parser.add_argument("--inner", type=int, default=INNER)
-    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=4096)
     parser.add_argument("--window", type=int, default=64)
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512, 1024, 2048, 4096])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--decays", action="store_true")
     args = parser.parse_args()
+    if args.decays:
+        decays()
+        return
     if args.quick:
         args.width, args.depth, args.inner, args.steps, args.lengths = 64, 2, 108, 256, [64, 128, 256]
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)  # more would wait for each other, and their time is counted
     retnet, transformer = pair(args.width, args.depth, args.inner)
     own, cached = ([p.numel() for n, p in m.named_parameters() if "embed" not in n] for m in (retnet, transformer))
     with torch.inference_mode():
-        quartiles, sizes = read_on(args)
+        medians, sizes = read_on(args)
         forms = read_at_once(args)
     page = PAGE.format(
         machine=f"{platform.machine()}, torch {torch.__version__}",
-        threads=args.threads,
         width=args.width,
         depth=args.depth,
         heads=HEADS,
         ours=sum(own) / 1e6,
         theirs=sum(cached) / 1e6,
-        batch=args.batch,
         window=args.window,
         rounds=args.rounds,
         chunk=retnet.config.chunk_size,
-        steps=step_rows(quartiles, sizes, args.window),
+        steps=step_rows(medians, sizes, args.window),
         forms=form_rows(forms),
-        flat=quartiles["RetNet"][-1] / quartiles["RetNet"][0],
-        grown=quartiles["Transformer"][-1] / quartiles["Transformer"][0],
+        flat=medians["RetNet"][-1] / medians["RetNet"][0],
+        grown=medians["Transformer"][-1] / medians["Transformer"][0],
         state=sizes["RetNet"][-1] / sizes["RetNet"][0],
         cache=sizes["Transformer"][-1] / sizes["Transformer"][0],
         even=round(sizes["RetNet"][-1] / sizes["Transformer"][-1] * args.steps),
@@ -243,7 +263,7 @@ def main() -> None:
     print(page)
     if args.quick:
         return
-    for name, svg in pictures(quartiles, sizes, forms, args.window).items():
+    for name, svg in pictures(medians, sizes, forms, args.window).items():
         (IMAGES / name).write_text(svg + "\n", encoding="utf-8")
     (ROOT / "docs" / "benchmarks" / "retention.md").write_text(page, encoding="utf-8")
 
