@@ -15,7 +15,7 @@ from vitrail.models import create_model, image_variants
 from .models import pictures, tiny
 
 SMALL = sorted(n for n in image_variants() if n.startswith("test_"))
-GLOBAL = {n for n in SMALL if n.startswith(("test_vit", "test_deit", "test_hybrid"))}
+GLOBAL = {n for n in SMALL if n.startswith(("test_vit", "test_deit", "test_hybrid", "test_igpt"))}
 LINEAR = [n for n in SMALL if n.startswith(("test_resnet", "test_bit", "test_swin", "test_pvt_v2", "test_coatnet_rw"))]
 
 

@@ -62,7 +62,7 @@ def test_every_layout_of_a_family_round_trips(name):
         again = create_model(name)
         load_weights(again, written)
         for key, tensor in model.state_dict().items():
-            if not key.endswith("num_batches_tracked"):
+            if not key.endswith("num_batches_tracked") and key not in family_of(model.config).may_lack(model.config):
                 assert torch.equal(again.state_dict()[key], tensor), (layout, key)
 
 

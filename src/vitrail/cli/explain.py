@@ -13,6 +13,7 @@ from vitrail.errors import DataError, UsageError, require_known
 from .console import Json, partial_result, result, say
 from .heldout import held_out, recipe_of
 from .source import open_predictor
+from .translate import align, reads_text, refuse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,10 @@ def explain(
     model: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, model folder or hf-hub:org/name.")],
     images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[IMAGE]...", help="Files, folders or patterns; none: held-out images of the run."),
+        typer.Argument(
+            metavar="[IMAGE | SENTENCE]...",
+            help="Files, folders, patterns; or sentences; none: held-out ones of the run.",
+        ),
     ] = None,
     method: Annotated[
         Method | None,
@@ -71,6 +75,10 @@ def explain(
 ) -> None:
     """Draw over images what the answers were read from, or the known figures of a model."""
     images = images or []
+    if reads_text(model):
+        refuse(model, method=method, figures=figures, data=data, **{"per-head": per_head})
+        align(model, images, out=out, device=device, as_json=as_json)
+        return
     _require_sense(images, method, per_head, figures, data)
     predictor = open_predictor(model, device=device)
     folder = out or (Path(model) / "explain" if Path(model).is_dir() else Path("explain"))

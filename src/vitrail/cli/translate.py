@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vitrail.data.paralleltext import Pairs
     from vitrail.infer.translator import Translator
 
+DRAWN = 3  # held-out sentences that explain draws where none is named
 SHOWN = 5  # translations that val prints
 
 
@@ -86,6 +87,25 @@ def _readable(lines: Iterable[tuple[str, bytes]], broken: list[str]) -> Iterator
         except DataError as error:
             broken.append(str(error))
             yield ""
+
+
+def align(model: str, lines: list[str], *, out: Path | None, device: str, as_json: bool) -> None:
+    """Draw which source words each word of a translation looked at, a picture a sentence."""
+    from vitrail.infer.translator import load_translator
+
+    translator = load_translator(model, device=device)
+    if not lines:
+        splits = _held_out(model, None, None, translator)[0]
+        lines = sorted(splits.source, key=lambda line: abs(len(line.split()) - 10))[:DRAWN]
+    folder = Path(model) / "explain" if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for number, line in enumerate(lines, 1):
+        found = translator.align(line)
+        path = found.plot(folder / f"alignment-{number}.png")
+        say(f"{path.resolve()}  ({found.best()})\n  {line}\n  -> {found.result.text}")
+        drawn.append({**found.result.to_json(), "layer": found.best(), "picture": path.resolve()})
+    result("explain", as_json, explanations=drawn)
 
 
 def measure(

@@ -91,7 +91,7 @@ class Tokenizer:
         """Return the text of each row of token ids; specials give nothing."""
         return [text.strip() for text in self.inner.decode_batch([list(row) for row in rows])]
 
-    def pieces(self, line: str) -> list[str]:
-        """Return the tokens of a line as people read them; a space is shown as "·"."""
-        ids = self.encode([line])[0]
-        return [self.inner.decode([i]).replace(" ", "·") or "?" for i in ids]
+    def names(self, row: Sequence[int]) -> list[str]:
+        """Return each token of a row as people read it; one that goes on a word begins with "·"."""
+        found = [self.inner.decode([i]) for i in row]
+        return [text.strip() if text.startswith(" ") or not text.strip() else f"·{text}" for text in found]

@@ -16,8 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.data.tokenizer import Tokenizer
-from vitrail.errors import UsageError
+from vitrail.errors import UsageError, require_known
+from vitrail.explain.alignment import alignments
 from vitrail.weights.textfolder import TextCard, open_text_folder
+
+from .decode import Decoded, Limits, beam_search, greedy
 
 if TYPE_CHECKING:
     from vitrail.specials import Specials
@@ -47,6 +50,36 @@ class TranslatedSentence:
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         return {**vars(self), "notes": list(self.notes)}
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A translation with what it looked at.
+
+    Attributes:
+        result: the sentence and its translation.
+        source: tokens of the source as people read them, (S,).
+        target: tokens of the translation, (T,).
+        layers: layer -> weights (T, S), rows sum to 1.
+    """
+
+    result: TranslatedSentence
+    source: tuple[str, ...]
+    target: tuple[str, ...]
+    layers: dict[str, Tensor]
+
+    def best(self) -> str:
+        """Return the layer whose weights are the surest: the mean over rows of the largest is highest."""
+        return max(self.layers, key=lambda name: float(self.layers[name].max(-1).values.mean()))
+
+    def plot(self, path: str | Path, layer: str | None = None) -> Path:
+        """Draw the weights of a layer (default :meth:`best`) into an image file."""
+        from vitrail.explain.alignment import alignment_picture
+
+        name = self.best() if layer is None else layer
+        require_known([name], list(self.layers), "layer")
+        alignment_picture(self.layers[name], self.source, self.target).save(path)
+        return Path(path)
 
 
 class Translator:
@@ -105,6 +138,26 @@ class Translator:
             for i, line in enumerate(block):
                 yield found.get(i) or TranslatedSentence(line, "", 0.0)
 
+    def align(self, line: str) -> Aligned:
+        """Translate a sentence, and return how much each token of the translation looked at each of the source.
+
+        The weights are means over the heads of each layer. Raises :class:`UsageError` for a model without attention
+        to its source, or a line without words.
+        """
+        s, ids = self.tokenizer.specials, self.tokenizer.encode([line])[0][: self.card.max_tokens]
+        if not ids:
+            raise UsageError("expected a sentence to explain, got an empty line")
+        found = self(line)
+        assert isinstance(found, TranslatedSentence), "one line gives one result"
+        out = self.tokenizer.encode([found.text])[0]
+        source, keep = padded([ids], s)
+        target = torch.tensor([[s.bos, *out]])
+        maps = alignments(self.model, *(t.to(self.device) for t in (source, target, keep)))
+        end = "(end)"
+        words = [[*self.tokenizer.names(row), end] for row in (ids, out)]
+        layers = {name: weights.mean(0).cpu() for name, weights in maps.items()}
+        return Aligned(found, tuple(words[0]), tuple(words[1]), layers)
+
     def _translate(self, lines: list[str], ids: list[list[int]]) -> Iterator[TranslatedSentence]:
         most = self.card.max_tokens
         source, keep = padded([row[:most] for row in ids], self.tokenizer.specials)
@@ -130,37 +183,24 @@ class Translator:
 def decode_tokens(
     model: Any, source: Tensor, keep: Tensor, *, beam: int, length_penalty: float, extra: int
 ) -> list[tuple[list[int], float, bool]]:
-    """Return (tokens before eos, log probability, whether it came to its end) of each source (B, S)."""
-    s = model.config.specials
-    state = model.begin(source, keep)
-    tokens = torch.full((len(source),), s.bos, device=source.device)
-    rows: list[list[int]] = [[] for _ in source]
-    open_ = set(range(len(rows)))
-    scores = [0.0] * len(rows)
-    for _ in range(source.shape[1] + extra):
-        logits = model.step(tokens, state).log_softmax(-1)
-        best, tokens = logits.max(-1)
-        for i, t in enumerate(tokens.tolist()):
-            if i in open_:
-                scores[i] += float(best[i])
-                if t == s.eos:
-                    open_.discard(i)
-                else:
-                    rows[i].append(t)
-        if not open_:
-            break
-    return [(row, score, i not in open_) for i, (row, score) in enumerate(zip(rows, scores, strict=True))]
+    """Return (tokens before eos, log probability, whether it came to its end) of each source (B, S).
+
+    Of more than one beam the log probability is over its length penalty.
+    """
+    found = _decode(model, source, keep, beam=beam, length_penalty=length_penalty, extra=extra)
+    return list(zip(found.rows(), found.scores.tolist(), found.ended.tolist(), strict=True))
 
 
 def decode_rows(model: Any, source: Tensor, keep: Tensor, *, beam: int, length_penalty: float, extra: int) -> Tensor:
-    """Return the tokens found for each source (B, S), ended by eos and filled up: (B, S + extra + 1) int64."""
-    s = model.config.specials
-    out = torch.full((len(source), source.shape[1] + extra + 1), s.pad, dtype=torch.int64)
-    found = decode_tokens(model, source, keep, beam=beam, length_penalty=length_penalty, extra=extra)
-    for i, (row, _, ended) in enumerate(found):
-        line = [*row, s.eos] if ended else row
-        out[i, : len(line)] = torch.tensor(line, dtype=torch.int64)
-    return out
+    """Return the tokens found for each source (B, S), ended by eos and filled up: (B, L) int64 on the CPU."""
+    return _decode(model, source, keep, beam=beam, length_penalty=length_penalty, extra=extra).tokens.cpu()
+
+
+def _decode(model: Any, source: Tensor, keep: Tensor, *, beam: int, length_penalty: float, extra: int) -> Decoded:
+    limits = Limits(model.config.specials, source.shape[1] + extra)
+    if beam == 1:
+        return greedy(model, source, keep, limits=limits)
+    return beam_search(model, source, keep, limits=limits, beams=beam, length_penalty=length_penalty)
 
 
 def padded(rows: list[list[int]], specials: Specials) -> tuple[Tensor, Tensor]:

@@ -77,7 +77,8 @@ def attend(
     else:
         weights = _weights(q, k, mask, scale)
         if tape is not None:
-            tape.append(weights if empty is None else weights.masked_fill(empty, 0.0))
+            weights = weights if empty is None else weights.masked_fill(empty, 0.0)
+            tape.append(weights)  # the very tensor that is used: gradients are asked of it
         out = F.dropout(weights, dropout_p, training=dropout_p > 0.0) @ v
     return out if empty is None else out.masked_fill(empty, 0.0)
 
@@ -158,6 +159,7 @@ class Attention(nn.Module):
         inner_dim: width of all heads together; default ``dim``.
         out_dim: width of the result; default ``dim``.
         qkv_bias: whether the projections of q, k and v have a bias.
+        proj_bias: whether the output projection has one.
         attn_drop: dropout on the attention weights.
         proj_drop: dropout after the output projection.
 
@@ -176,6 +178,7 @@ class Attention(nn.Module):
         inner_dim: int | None = None,
         out_dim: int | None = None,
         qkv_bias: bool = True,
+        proj_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
@@ -188,7 +191,7 @@ class Attention(nn.Module):
         self.attn_drop = attn_drop
         self.tape = None
         self.qkv = Linear(dim, 3 * inner, bias=qkv_bias)
-        self.proj = Linear(inner, dim if out_dim is None else out_dim)
+        self.proj = Linear(inner, dim if out_dim is None else out_dim, bias=proj_bias)
         self.proj_drop = Dropout(proj_drop)
 
     def forward(

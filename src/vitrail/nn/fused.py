@@ -21,11 +21,18 @@ from torch.nn import functional as F
 
 from .shortcuts import at_once
 
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Return ``x · sigmoid(1.702 x)``, the approximation of GELU in CLIP and image GPT: (...) -> (...)."""
+    return x * torch.sigmoid(1.702 * x)
+
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
     "silu": F.silu,
     "relu": F.relu,
 }
@@ -52,9 +59,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation) -> Tensor:
     """Return ``act(x weightᵀ + bias)``: (..., C) -> (..., C')."""
-    kernel = _kernel("_linear_pointwise", x, weight, bias)
+    kernel = _kernel("_linear_pointwise", x, weight, bias) if act in _NAMES else None
     if kernel is None:
-        return ACTIVATIONS[act](F.linear(x, weight, bias))
+        return ACTIVATIONS[act](linear(x, weight, bias))
     name, algorithm = _NAMES[act]
     out: Tensor = kernel(x, weight, bias, name, [], algorithm)
     return out
@@ -71,7 +78,7 @@ def conv_act(
     groups: int = 1,
 ) -> Tensor:
     """Return ``act(conv2d(x, weight, bias))``: (B, C, h, w) -> (B, C', h', w')."""
-    kernel = _kernel("_convolution_pointwise", x, weight, bias)
+    kernel = _kernel("_convolution_pointwise", x, weight, bias) if act in _NAMES else None
     if kernel is None:
         return ACTIVATIONS[act](F.conv2d(x, weight, bias, stride, padding, groups=groups))
     name, algorithm = _NAMES[act]

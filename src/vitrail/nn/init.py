@@ -18,6 +18,8 @@ output N(0, 1 / width); the rest as torch makes linear layers (torchscale, the c
 layer N(0, 1 / width), padding and biases zero (fairseq's code of Vaswani et al. 2017, arXiv 1706.03762).
 ``normal``: matrices, embeddings and tables N(0, 0.02), padding and biases zero (Devlin et al. 2019, arXiv 1810.04805;
 Radford et al. 2019, GPT-2).
+``igpt``: queries, keys and values N(0, 1 / width), what the attention gives N(0, 1 / (width · layers)), all other
+matrices and the colours N(0, 0.02), positions N(0, 0.01), the outputs zero (the code of Chen et al. 2020, image GPT).
 Tables of relative positions come as N(0, 0.02) whatever the scheme.
 """
 
@@ -242,9 +244,26 @@ def _embedding_normal_(table: nn.Embedding, std: float) -> None:
         nn.init.zeros_(table.weight[table.padding_idx])
 
 
+@torch.no_grad()
+def _igpt(model: nn.Module) -> None:
+    from .attention import Attention
+
+    layers = [m for m in model.modules() if isinstance(m, Attention)]
+    _normal(model)
+    for attn in layers:
+        width = attn.proj.out_features
+        nn.init.normal_(attn.qkv.weight, std=width**-0.5)
+        nn.init.normal_(attn.proj.weight, std=(width * len(layers)) ** -0.5)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name in ("head", "pixel_head"):
+            nn.init.zeros_(module.weight)
+    _fill_free(model, {"pos_embed": lambda t: nn.init.normal_(t, std=0.01)})
+
+
 SCHEMES: dict[str, Callable[[nn.Module], None]] = {
     "bit": _bit,
     "coatnet": _coatnet,
+    "igpt": _igpt,
     "jax": _jax,
     "normal": _normal,
     "pvt_v2": _pvt_v2,

@@ -8,8 +8,12 @@ B batch, N tokens, C width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+from .cache import KVCache
 
 
 class DropPath(nn.Module):
@@ -52,9 +56,10 @@ class PreNormBlock(nn.Module):
         attn: token mixer (B, N, C) -> (B, N, C); with ``context=`` it mixes that into the tokens it is given.
         mlp: channel mixer (B, N, C) -> (B, N, C).
         dim: width C.
-        eps: epsilon of both layer norms.
+        eps: epsilon of both norms.
         drop_path: rate of stochastic depth of both branches.
         init_values: starting value of LayerScale; None leaves it out.
+        norm: makes a norm of a width and an epsilon.
     """
 
     def __init__(
@@ -66,21 +71,36 @@ class PreNormBlock(nn.Module):
         eps: float,
         drop_path: float = 0.0,
         init_values: float | None = None,
+        norm: Callable[..., nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.norm1 = norm(dim, eps=eps)
         self.attn = attn
         self.ls1 = nn.Identity() if init_values is None else LayerScale(dim, init_values)
         self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.norm2 = norm(dim, eps=eps)
         self.mlp = mlp
         self.ls2 = nn.Identity() if init_values is None else LayerScale(dim, init_values)
         self.drop_path2 = DropPath(drop_path)
 
-    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
-        """(B, N, C) -> (B, N, C), or only the ``first`` tokens of it: (B, first, C), the same numbers for less work."""
+    def forward(
+        self, x: Tensor, first: int | None = None, *, causal: bool = False, cache: KVCache | None = None
+    ) -> Tensor:
+        """(B, N, C) -> (B, N, C).
+
+        Args:
+            x: tokens.
+            first: give only so many of them, (B, first, C): the same numbers for less work.
+            causal: a token sees itself and earlier ones.
+            cache: what the attention has read before ``x``; it then holds ``x`` too.
+        """
         normed = self.norm1(x)
-        mixed = self.attn(normed) if first is None else self.attn(normed[:, :first], context=normed)
+        if first is not None:
+            mixed = self.attn(normed[:, :first], context=normed)
+        elif causal or cache is not None:
+            mixed = self.attn(normed, causal=causal, cache=cache)
+        else:
+            mixed = self.attn(normed)
         x = x[:, :first] + self.drop_path1(self.ls1(mixed))
         out: Tensor = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
         return out

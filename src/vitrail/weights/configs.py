@@ -62,9 +62,12 @@ def _init(config: Any) -> Any:
 
 
 def is_variant(name: str, config: Any) -> bool:
-    """Whether a config is the variant ``name``, whatever its image size, channels, classes, rates and numerics."""
+    """Whether a config has the sizes of the variant ``name``, whatever its images, classes, rates and numerics."""
     known = variants().get(name)
     if known is None or type(known) is not type(config):
         return False
-    free = ("img_size", "in_chans", "num_classes", "drop_rate", "drop_path_rate", "numerics", "vocab_size", "specials")
-    return all(getattr(known, f.name) == getattr(config, f.name) for f in fields(config) if f.name not in free)
+    return all(getattr(known, f.name) == getattr(config, f.name) for f in fields(config) if f.name not in _FREE)
+
+
+_FREE = {"img_size", "in_chans", "num_classes", "drop_rate", "drop_path_rate", "numerics", "vocab_size", "specials"}
+_FREE |= {"colours", "objective", "joint", "bias"}  # what an image GPT reads and says, whatever its size

@@ -155,6 +155,17 @@ def excuse_parts(found: Plan, parts: Sequence[str]) -> None:
     found.unexpected = [n for n in found.unexpected if n not in gone]
 
 
+def excuse_lacking(found: Plan, names: Sequence[str]) -> list[str]:
+    """Take those of ``names`` (ours) that the file lacks out of the account; returns them."""
+    lacking = [j for j in found.jobs if j.ours[0] in names and set(j.theirs) <= set(found.missing)]
+    gone = {t for j in lacking for t in j.theirs}
+    unnamed = [n for n in found.unmapped if n in names]
+    found.missing = [n for n in found.missing if n not in gone]
+    found.jobs = [j for j in found.jobs if j not in lacking]
+    found.unmapped = [n for n in found.unmapped if n not in unnamed]
+    return [name for j in lacking for name in j.ours] + unnamed
+
+
 def to_ours(found: Plan, tensors: Mapping[str, Tensor], numbers: Numbers) -> dict[str, Tensor]:
     """Run a plan from their tensors to ours. Raises :class:`WeightsError` on a tensor that cannot be reshaped."""
     out: dict[str, Tensor] = {}
@@ -198,6 +209,8 @@ def _require_layers(job: Job, parts: Sequence[Tensor]) -> None:
 def _make(job: Job, parts: Sequence[Tensor], numbers: Numbers) -> Tensor:
     try:
         return job.entry.transform.to_ours(parts, numbers)
+    except WeightsError:
+        raise  # it says itself what is wrong
     except (RuntimeError, IndexError, ValueError) as error:
         shapes = ", ".join(f"{n} {tuple(p.shape)}" for n, p in zip(job.theirs, parts, strict=True))
         raise WeightsError(

@@ -109,12 +109,13 @@ def _pairs(theirs: ClassMap | None, ours: ClassMap) -> tuple[list[tuple[int, int
 
 
 def hint_of_channels(tensors: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], in_chans: int, hint: str) -> str:
-    """Return how to mend shapes that differ: ``hint``, unless it is the kernel on the image that does, or that too."""
+    """Return how to mend shapes that differ: ``hint``, unless what reads the image is at fault too."""
     wrong = [name for name, tensor in tensors.items() if tensor.shape != wanted[name]]
     theirs = {
         int(tensors[name].shape[1])
         for name in wrong
-        if tensors[name].ndim == len(wanted[name]) == 4 and wanted[name][1] == in_chans != tensors[name].shape[1]
+        if tensors[name].ndim == len(wanted[name]) == (2 if name == "palette" else 4)
+        and wanted[name][1] == in_chans != tensors[name].shape[1]
     }
     if len(theirs) != 1:
         return hint

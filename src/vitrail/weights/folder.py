@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vitrail.classes import ClassMap
 from vitrail.errors import VitrailError, WeightsError
-from vitrail.models import build, config_from_dict, config_to_dict, configure
+from vitrail.models import build, config_from_dict, config_to_dict, configure, reads_text
 
 from . import configs
 from .atomic import new_folder
@@ -67,7 +67,8 @@ class Folder:
                     f"{self.path / name} is not the file that was saved: its SHA-256 differs from config.json."
                     " mend: copy the folder again, or use an earlier checkpoint."
                 )
-        return read_folder_tensors(self.path)
+        more = family_of(self.config).beside(self.path) if self.made_by == "transformers" else {}
+        return {**read_folder_tensors(self.path), **more}
 
 
 def save_folder(
@@ -107,7 +108,7 @@ def save_folder(
         hashes = sha256(p for p in (folder / WEIGHTS, folder / "classes.json") if p.exists())
         data = _config_json(model, card, classes, hashes, dict(extra or {}))
         _write_json(folder / "config.json", data)
-        _write_json(folder / "preprocessor_config.json", write_preprocessor(card))
+        _write_json(folder / "preprocessor_config.json", write_preprocessor(card) | family.preprocessor(model))
         (folder / "README.md").write_text(model_card(card, config, classes), encoding="utf-8")
     return Path(path)
 
@@ -253,6 +254,9 @@ def _timm_classes(data: Mapping[str, Any], count: int) -> ClassMap | None:
 def _open_transformers(path: Path, data: Mapping[str, Any]) -> Folder:
     config = configs.from_transformers(data, read_folder_shapes(path))
     name = configs.name_of(config)
+    if reads_text(config):
+        made = Card(name=name, origin=data.get("_name_or_path") or None, numerics=family_of(config).numerics(config))
+        return Folder(path, "transformers", name, config, made)
     card = Card(
         name=name,
         input_size=config.img_size,
@@ -288,6 +292,8 @@ def load_folder(source: str | Path, **overrides: Any) -> tuple[nn.Module, Card, 
     config = configure(folder.config, overrides)
     model = build(config)
     load_into(model, folder, new_head="num_classes" in overrides)
+    if reads_text(config):
+        return model, folder.card, None
     same = config.num_classes == folder.config.num_classes
     size = config.img_size if "img_size" in overrides else folder.card.input_size
     thresholds = folder.card.thresholds if same else None

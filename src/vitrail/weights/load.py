@@ -131,9 +131,11 @@ def _convert(
         found = min(found, more, key=lambda p: p.faults)
     new = convert.excuse_head(found, model_has_head=getattr(config, "num_classes", 1) > 0, new_head=new_head)
     convert.excuse_parts(found, [name for name, part in model.named_children() if isinstance(part, Dropped)])
+    kept = convert.excuse_lacking(found, family.may_lack(config))
     convert.require_complete(found, read.origin, family.hint(read.tensors))
     ours = convert.to_ours(found, read.tensors, family.numbers(config))
-    said = family.fit(ours, model, read, found.table.layout)
+    said = [f"the file has no {name}: the model's own stays" for name in kept]
+    said += family.fit(ours, model, read, found.table.layout)
     if head is not None:
         fresh, words = fit.swap_head(ours, model, read.classes, head)
         new, said = new + fresh, [*said, words] if words else said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor
@@ -64,6 +65,18 @@ class Family:
     def optional(self, config: Any) -> tuple[str, ...]:
         """Return names a file may hold though the model's state dict does not; :meth:`fit` takes them out again."""
         return ()
+
+    def may_lack(self, config: Any) -> tuple[str, ...]:
+        """Return names of tensors that a file may lack without fault: the model's own stay, and the report says so."""
+        return ()
+
+    def beside(self, path: Path) -> dict[str, Tensor]:
+        """Return what a folder of transformers keeps of the model in other files than its weights'."""
+        return {}
+
+    def preprocessor(self, model: Any) -> dict[str, Any]:
+        """Return what ``preprocessor_config.json`` says beside the card: data of the model that images are read by."""
+        return {}
 
     def fit(self, tensors: dict[str, Tensor], model: Any, source: Source, layout: str) -> list[str]:
         """Make tables (positions, biases) fit the model, in place; returns sentences that say what was done.
