@@ -17,7 +17,7 @@ FROZEN = {
     "predict": "--batch --csv --device --help --img-size --json --top images model",
     "probe": "--batch --device --draws --help --img-size --json --layer --method --neighbours --out --seed --shots "
     "--temperature --test-fraction --val-fraction data model",
-    "explain": "--data --device --figures --help --json --method --out --per-head images model",
+    "explain": "--data --device --figures --help --json --length --method --out --per-head images model",
     "models": "--cost --help --img-size --json pattern",
     "convert": "--help --json --layout --model --set source target",
     "scaling": "--epochs --help --json --models --out --seeds --set --shares --times words",
