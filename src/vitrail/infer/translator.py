@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vitrail.data.tokenizer import Tokenizer
 from vitrail.errors import UsageError, require_known
@@ -192,8 +193,12 @@ def decode_tokens(
 
 
 def decode_rows(model: Any, source: Tensor, keep: Tensor, *, beam: int, length_penalty: float, extra: int) -> Tensor:
-    """Return the tokens found for each source (B, S), ended by eos and filled up: (B, L) int64 on the CPU."""
-    return _decode(model, source, keep, beam=beam, length_penalty=length_penalty, extra=extra).tokens.cpu()
+    """Return the tokens found for each source (B, S), ended by eos and filled up: (B, S + extra) int64 on the CPU.
+
+    The width follows from the source alone: several processes that share a batch have equal ones.
+    """
+    found = _decode(model, source, keep, beam=beam, length_penalty=length_penalty, extra=extra).tokens.cpu()
+    return F.pad(found, (0, source.shape[1] + extra - found.shape[1]), value=model.config.specials.pad)
 
 
 def _decode(model: Any, source: Tensor, keep: Tensor, *, beam: int, length_penalty: float, extra: int) -> Decoded:
