@@ -209,6 +209,8 @@ def _require_layers(job: Job, parts: Sequence[Tensor]) -> None:
 def _make(job: Job, parts: Sequence[Tensor], numbers: Numbers) -> Tensor:
     try:
         return job.entry.transform.to_ours(parts, numbers)
+    except WeightsError:
+        raise  # it says itself what is wrong
     except (RuntimeError, IndexError, ValueError) as error:
         shapes = ", ".join(f"{n} {tuple(p.shape)}" for n, p in zip(job.theirs, parts, strict=True))
         raise WeightsError(

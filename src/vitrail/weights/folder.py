@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vitrail.classes import ClassMap
 from vitrail.errors import VitrailError, WeightsError
-from vitrail.models import build, config_from_dict, config_to_dict, configure
+from vitrail.models import build, config_from_dict, config_to_dict, configure, reads_text
 
 from . import configs
 from .atomic import new_folder
@@ -254,6 +254,9 @@ def _timm_classes(data: Mapping[str, Any], count: int) -> ClassMap | None:
 def _open_transformers(path: Path, data: Mapping[str, Any]) -> Folder:
     config = configs.from_transformers(data, read_folder_shapes(path))
     name = configs.name_of(config)
+    if reads_text(config):
+        made = Card(name=name, origin=data.get("_name_or_path") or None, numerics=family_of(config).numerics(config))
+        return Folder(path, "transformers", name, config, made)
     card = Card(
         name=name,
         input_size=config.img_size,
@@ -289,6 +292,8 @@ def load_folder(source: str | Path, **overrides: Any) -> tuple[nn.Module, Card, 
     config = configure(folder.config, overrides)
     model = build(config)
     load_into(model, folder, new_head="num_classes" in overrides)
+    if reads_text(config):
+        return model, folder.card, None
     same = config.num_classes == folder.config.num_classes
     size = config.img_size if "img_size" in overrides else folder.card.input_size
     thresholds = folder.card.thresholds if same else None

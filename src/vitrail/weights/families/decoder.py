@@ -1,0 +1,7 @@
+"""The Transformer decoder alone: in Vitrail's own names only."""
+
+from __future__ import annotations
+
+from .text import TextFamily
+
+FAMILY = TextFamily()
