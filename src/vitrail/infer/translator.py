@@ -20,6 +20,8 @@ from vitrail.errors import UsageError, require_known
 from vitrail.explain.alignment import alignments
 from vitrail.weights.textfolder import TextCard, open_text_folder
 
+from .decode import Decoded, Limits, beam_search, greedy
+
 if TYPE_CHECKING:
     from vitrail.specials import Specials
 
@@ -181,37 +183,24 @@ class Translator:
 def decode_tokens(
     model: Any, source: Tensor, keep: Tensor, *, beam: int, length_penalty: float, extra: int
 ) -> list[tuple[list[int], float, bool]]:
-    """Return (tokens before eos, log probability, whether it came to its end) of each source (B, S)."""
-    s = model.config.specials
-    state = model.begin(source, keep)
-    tokens = torch.full((len(source),), s.bos, device=source.device)
-    rows: list[list[int]] = [[] for _ in source]
-    open_ = set(range(len(rows)))
-    scores = [0.0] * len(rows)
-    for _ in range(source.shape[1] + extra):
-        logits = model.step(tokens, state).log_softmax(-1)
-        best, tokens = logits.max(-1)
-        for i, t in enumerate(tokens.tolist()):
-            if i in open_:
-                scores[i] += float(best[i])
-                if t == s.eos:
-                    open_.discard(i)
-                else:
-                    rows[i].append(t)
-        if not open_:
-            break
-    return [(row, score, i not in open_) for i, (row, score) in enumerate(zip(rows, scores, strict=True))]
+    """Return (tokens before eos, log probability, whether it came to its end) of each source (B, S).
+
+    Of more than one beam the log probability is over its length penalty.
+    """
+    found = _decode(model, source, keep, beam=beam, length_penalty=length_penalty, extra=extra)
+    return list(zip(found.rows(), found.scores.tolist(), found.ended.tolist(), strict=True))
 
 
 def decode_rows(model: Any, source: Tensor, keep: Tensor, *, beam: int, length_penalty: float, extra: int) -> Tensor:
-    """Return the tokens found for each source (B, S), ended by eos and filled up: (B, S + extra + 1) int64."""
-    s = model.config.specials
-    out = torch.full((len(source), source.shape[1] + extra + 1), s.pad, dtype=torch.int64)
-    found = decode_tokens(model, source, keep, beam=beam, length_penalty=length_penalty, extra=extra)
-    for i, (row, _, ended) in enumerate(found):
-        line = [*row, s.eos] if ended else row
-        out[i, : len(line)] = torch.tensor(line, dtype=torch.int64)
-    return out
+    """Return the tokens found for each source (B, S), ended by eos and filled up: (B, L) int64 on the CPU."""
+    return _decode(model, source, keep, beam=beam, length_penalty=length_penalty, extra=extra).tokens.cpu()
+
+
+def _decode(model: Any, source: Tensor, keep: Tensor, *, beam: int, length_penalty: float, extra: int) -> Decoded:
+    limits = Limits(model.config.specials, source.shape[1] + extra)
+    if beam == 1:
+        return greedy(model, source, keep, limits=limits)
+    return beam_search(model, source, keep, limits=limits, beams=beam, length_penalty=length_penalty)
 
 
 def padded(rows: list[list[int]], specials: Specials) -> tuple[Tensor, Tensor]:

@@ -16,12 +16,12 @@ class TextFamily(Family):
     """A family of models that read texts."""
 
     stored_layout = "vitrail"
-    first_conv = ""
-    classifier = ""
-    fixed_input_size = False
 
-    def num_features(self, model: Any) -> int:
-        return int(model.config.embed_dim)
+    def describe(self, config: Any) -> str:
+        names = ("encoder_depth", "decoder_depth", "depth")
+        depths = [str(getattr(config, name)) for name in names if hasattr(config, name)]
+        words = f"width {config.embed_dim}, {config.num_heads} heads, layers {' and '.join(depths)}"
+        return f"{words}, hidden {config.hidden_dim}, vocabulary {config.vocab_size}"
 
     def table_for_export(self, tables: Sequence[Table], tensors: Mapping[str, Tensor], config: Any) -> Table:
         """Return the table of a layout to write with: the first of those with the fewest tensors without a name."""
