@@ -70,7 +70,7 @@ def _place(model: str, out: Path | None, *, completed: bool) -> Path:
 def _of_the_run(model: str, count: int) -> list[Any]:
     """Return held-out images of a run: the first of each class, then the second of each, and so on."""
     chosen = held_out(model)
-    found = []
+    found: list[Any] = []
     for i in in_turn(chosen.images):
         if len(found) == count:
             break

@@ -28,18 +28,21 @@ def is_pictures(source: str) -> bool:
         return any(e.name.lower().endswith(tuple(EXTENSIONS)) and e.is_file() for e in entries)
 
 
+def all_pictures(source: str) -> tuple[ImageSet, list[str]]:
+    """Return all pictures below a folder, of one class, "picture", and notes for people."""
+    store, ignored = find_images(source)
+    rows = np.arange(len(store), dtype=np.int64)
+    found = ImageSet(store, rows, np.zeros(len(store), dtype=np.int64), ClassMap.of(["picture"]))
+    notes = [f"{len(found):,} pictures without classes in {printable(source)}"]
+    return found, notes + ([f"{len(ignored)} other files there are not used"] if ignored else [])
+
+
 def open_pictures(source: str, *, val_fraction: float = 0.1, test_fraction: float = 0.0, seed: int = 0) -> Splits:
     """Open all pictures below a folder, cut into train, val and (if asked for) test by chance.
 
-    All are of one class, "picture". Raises :class:`DataError` if there are too few to hold any out.
+    Raises :class:`DataError` if there are too few to hold any out.
     """
-    store, ignored = find_images(source)
-    classes = ClassMap.of(["picture"])
-    labels = np.zeros(len(store), dtype=np.int64)
-    whole = ImageSet(store, np.arange(len(store), dtype=np.int64), labels, classes)
-    notes = [f"{len(whole):,} pictures without classes in {printable(source)}"]
-    if ignored:
-        notes.append(f"{len(ignored)} other files there are not used")
+    whole, notes = all_pictures(source)
     test = None
     if test_fraction:
         kept, held = stratified_split(whole.labels, test_fraction, seed=seed + 1)
@@ -48,4 +51,4 @@ def open_pictures(source: str, *, val_fraction: float = 0.1, test_fraction: floa
         raise DataError(f"expected at least two pictures in {printable(source)}, one to hold out, got {len(whole)}")
     kept, held = stratified_split(whole.labels, max(val_fraction, 1 / len(whole)), seed=seed)
     notes.append(f"{len(held)} of them held out for validation (seed {seed})")
-    return Splits(whole.subset(kept), whole.subset(held), test, classes, notes)
+    return Splits(whole.subset(kept), whole.subset(held), test, whole.classes, notes)

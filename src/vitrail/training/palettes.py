@@ -46,6 +46,12 @@ def fit(images: ImageSet, card: Card, *, colours: int, kind: str = "kmeans", see
     return fit_palette(sample(images, card, seed=seed), colours, kind=kind, seed=seed)
 
 
+def fresh_palette(config: Any, images: ImageSet, card: Card, *, seed: int) -> Palette | None:
+    """Return the palette of a classifier that reads pixels and starts from nothing; None for all other networks."""
+    asked = getattr(config, "colours", None)
+    return None if asked is None else fit(images, card, colours=asked, seed=seed)
+
+
 def normalised(colours: Tensor, card: Card) -> Tensor:
     """Return colours (K, I) in 0..1 on the scale of the images that a model of ``card`` is fed."""
     return (colours - torch.tensor(card.mean)) / torch.tensor(card.std)
