@@ -13,6 +13,7 @@ from vitrail.errors import DataError, UsageError, require_known
 from .console import Json, partial_result, result, say
 from .heldout import held_out, recipe_of
 from .source import open_predictor
+from .through_time import WORD, explain_gradients, require_length_wanted
 from .translate import align, reads_text, refuse
 
 if TYPE_CHECKING:
@@ -46,7 +47,13 @@ def _of_library(method: Method | None) -> LibraryMethod | None:
 
 
 def explain(
-    model: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, model folder or hf-hub:org/name.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN | gradients",
+            help="Run folder, model folder or hf-hub:org/name; or gradients: their norm through time.",
+        ),
+    ],
     images: Annotated[
         list[str] | None,
         typer.Argument(
@@ -70,15 +77,20 @@ def explain(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where pictures go; default: explain/ in RUN.")
     ] = None,
+    length: Annotated[int | None, typer.Option(help="Of gradients: how many steps; default: 100.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     as_json: Json = False,
 ) -> None:
     """Draw over images what the answers were read from, or the known figures of a model."""
     images = images or []
+    if model == WORD and not Path(model).exists():
+        own = None if device == "auto" else device
+        given = {"image": images, "method": method, "per-head": per_head, "figures": figures, "data": data}
+        return explain_gradients(length, {**given, "device": own}, out, as_json)
+    require_length_wanted(model, length)
     if reads_text(model):
         refuse(model, method=method, figures=figures, data=data, **{"per-head": per_head})
-        align(model, images, out=out, device=device, as_json=as_json)
-        return
+        return align(model, images, out=out, device=device, as_json=as_json)
     _require_sense(images, method, per_head, figures, data)
     predictor = open_predictor(model, device=device)
     folder = out or (Path(model) / "explain" if Path(model).is_dir() else Path("explain"))

@@ -40,6 +40,8 @@ def models(
     if cost:
         from .cost import show_cost
 
+        if zoo.reads_text(zoo.config_of(names[0])):
+            raise UsageError(f"--cost is counted on an image, and {names[0]} reads text; mend: leave it out")
         with _at(names[0], size):
             shown = show_cost(names[0], size)
         result("models", as_json, models=[shown])
@@ -92,9 +94,11 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def describe(name: str, size: tuple[int, int] | None = None) -> dict[str, Any]:
-    from vitrail.models import config_of, config_to_dict
+    from vitrail.models import config_of, config_to_dict, reads_text
 
     config = config_of(name)
+    if reads_text(config):
+        return _describe_text(name, config, size)
     with _at(name, size):
         params, macs = count(config, size or config.img_size)
     return {
@@ -105,6 +109,20 @@ def describe(name: str, size: tuple[int, int] | None = None) -> dict[str, Any]:
         **({"patch_size": config.patch_size} if hasattr(config, "patch_size") else {}),
         "config": config_to_dict(config),
     }
+
+
+def _describe_text(name: str, config: Any, size: tuple[int, int] | None) -> dict[str, Any]:
+    """Return the same of a model that reads text: what it costs depends on the length of the text."""
+    import torch
+
+    from vitrail.errors import UsageError
+    from vitrail.models import build, config_to_dict
+
+    if size is not None:
+        raise UsageError(f"--img-size has no effect on {name}, which reads text; mend: leave it out")
+    with torch.device("meta"):
+        params = sum(p.numel() for p in build(config).parameters())
+    return {"name": name, "params": params, "vocab_size": config.vocab_size, "config": config_to_dict(config)}
 
 
 def count(config: Any, size: tuple[int, int]) -> tuple[int, int]:
@@ -142,7 +160,7 @@ def count(config: Any, size: tuple[int, int]) -> tuple[int, int]:
 _COLUMNS = {  # heading -> the fields of a config that say it, of which a family has at most one
     "patch": ("patch_size",),
     "width": ("embed_dim", "embed_dims", "widths"),
-    "depth": ("depth", "depths"),
+    "depth": ("depth", "depths", "decoder_depth"),
     "heads": ("num_heads",),
 }
 
@@ -154,9 +172,10 @@ def table_of(rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[st
     columns = ("model", "parameters", "GFLOPs", "image", *shapes)
     cells = []
     for i, row in enumerate(rows):
-        size = "x".join(str(side) for side in row["img_size"])
+        size = "x".join(str(side) for side in row["img_size"]) if "img_size" in row else "text"
+        work = f"{row['gflops']:.2f}" if "gflops" in row else "-"
         shape = [column[i] for column in shapes.values()]
-        cells.append((row["name"], f"{row['params'] / 1e6:.1f} M", f"{row['gflops']:.2f}", size, *shape))
+        cells.append((row["name"], f"{row['params'] / 1e6:.1f} M", work, size, *shape))
     return columns, cells
 
 
@@ -165,7 +184,8 @@ def _show_table(rows: list[dict[str, Any]]) -> None:
     table(columns, cells, right=columns[1:], whole=columns[:4])
     say()
     say(f"{len(rows)} models. GFLOPs are for one image of the size shown, a multiply and an add counted as two")
-    say("(many papers print half of it). Every model takes any image that holds one patch.")
+    say("(many papers print half of it). Those that read images take any image that holds one patch; parameters of")
+    say("those that read text are for their own vocabulary size, which training sets.")
     say("One in detail: vitrail models NAME")
 
 
@@ -177,13 +197,18 @@ def _first(config: dict[str, Any], fields: tuple[str, ...]) -> str:
 
 def _show_details(row: dict[str, Any]) -> None:
     say(row["name"])
-    say(f"  parameters  {row['params']:,} (with a head of {row['config']['num_classes']} classes)")
-    height, width = row["img_size"]
-    say(f"  GFLOPs      {row['gflops']:.3f} an image of {height} x {width}, a multiply and an add as two")
+    if "img_size" in row:
+        say(f"  parameters  {row['params']:,} (with a head of {row['config']['num_classes']} classes)")
+        height, width = row["img_size"]
+        say(f"  GFLOPs      {row['gflops']:.3f} an image of {height} x {width}, a multiply and an add as two")
+    else:
+        say(f"  parameters  {row['params']:,} (with a vocabulary of {row['vocab_size']:,} tokens)")
     for key, value in row["config"].items():
         say(f"  {key:<22} {value}")
     _show_weights(row["name"])
-    say(f"\nTrain it:  vitrail train FOLDER --model {row['name']}")
+    say(f"\nTrain it:  vitrail train {'FOLDER' if 'img_size' in row else 'TEXT'} --model {row['name']}")
+    if "img_size" not in row:
+        return
     say(f"Its cost by layer:  vitrail models {row['name']} --cost")
 
 

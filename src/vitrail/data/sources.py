@@ -23,6 +23,7 @@ from .folder import read_folder
 from .imageset import ImageSet, printable, too_many_broken
 from .labels import FORMS
 from .layout import Layout, listed, twins
+from .paralleltext import BUILTIN as TEXTS
 from .parquet import is_parquet, read_parquet
 from .patterns import is_pattern
 from .shards import is_shards, read_shards
@@ -131,15 +132,15 @@ def _missing(path: str) -> DataError:
     while not os.path.isdir(above):
         above, name = os.path.split(above)
     # A built-in name has no separator in it; the nearest of what could have been meant wins.
-    built_in = BUILTIN if os.sep not in path else ()
+    built_in = (*BUILTIN, *TEXTS) if os.sep not in path else ()
     choices = [*built_in, *(entry for entry in os.listdir(above) if not entry.startswith("."))]
     hint = ""
     for near in difflib.get_close_matches(name, choices, n=1, cutoff=0.5):
         shown = f"the built-in {near!r}" if near in built_in else repr(printable(os.path.join(above, near)))
         hint = f" Did you mean {shown}?"
     return DataError(
-        f"expected a folder, a table, parquet or a built-in name ({', '.join(BUILTIN)}), got {printable(path)!r}, "
-        f"which does not exist.{hint}"
+        f"expected a folder, a table, parquet or a built-in name ({', '.join((*BUILTIN, *TEXTS))}), got "
+        f"{printable(path)!r}, which does not exist.{hint}"
     )
 
 

@@ -19,6 +19,7 @@ _DOORS = {
     "attention_maps": "maps",
     "draw_figures": "figures",
     "deletion_insertion": "faithfulness",
+    "gradients_through_time": "through_time",
     "write_report": "report",
 }
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .maps import AttentionMaps as AttentionMaps
     from .maps import attention_maps as attention_maps
     from .report import write_report as write_report
+    from .through_time import gradients_through_time as gradients_through_time
 
 __all__ = [
     "METHODS",
@@ -39,6 +41,7 @@ __all__ = [
     "attention_maps",
     "deletion_insertion",
     "draw_figures",
+    "gradients_through_time",
     "record",
     "rollout",
     "write_report",

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import Literal
 
 from .colors import FAINT, INK, MUTED, PALETTE, PAPER
 
@@ -35,9 +36,15 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [(first + i) * step for i in range(most + 2) if (first + i) * step <= high + step * 1e-6]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """Return the powers of ten inside [low, high], both above 0; where these are fewer than three, 2 and 5 too."""
+def log_ticks(low: float, high: float, most: int = 9) -> list[float]:
+    """Return powers of ten inside [low, high], both above 0; where these are fewer than three, 2 and 5 too.
+
+    Where they are more than ``most``, every second is returned, or every third, and so on.
+    """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    if len(powers) > most:
+        apart = math.ceil(len(powers) / most)
+        return [10.0**p for p in powers if p % apart == 0 and low * (1 - 1e-9) <= 10.0**p <= high * (1 + 1e-9)]
     for steps in ((1,), (1, 2, 5)):
         found = [s * 10.0**p for p in powers for s in steps if low * (1 - 1e-9) <= s * 10.0**p <= high * (1 + 1e-9)]
         if len(found) >= 3:
@@ -72,8 +79,8 @@ class Series:
 class Plot:
     """A chart with two axes. Coordinates given to its methods are data; it writes pixels.
 
-    ``log`` makes both axes logarithmic. ``marks`` are (x, text) vertical lines, such as the best epoch; their text
-    stands at the top, or below.
+    ``log`` makes both axes logarithmic, or ``"y"`` that one alone. ``marks`` are (x, text) vertical lines, such as the
+    best epoch; their text stands at the top, or below.
     """
 
     title: str
@@ -83,7 +90,7 @@ class Plot:
     y_range: tuple[float, float]
     size: tuple[int, int] = (460, 300)
     percent: bool = False
-    log: bool = False
+    log: bool | Literal["y"] = False
     x_whole: bool = False
     legend: bool = True
     marks: Sequence[tuple[float, str]] = ()
@@ -96,21 +103,15 @@ class Plot:
 
     def x(self, value: float) -> float:
         """Return the pixel column of a data value."""
-        low, high, value = self._steps(*self.x_range, value)
+        low, high, value = _steps(self.log is True, *self.x_range, value)
         return self.left + (value - low) / ((high - low) or 1) * (self.size[0] - self.left - self.right)
 
     def y(self, value: float) -> float:
         """Return the pixel row of a data value."""
-        low, high, value = self._steps(*self.y_range, value)
+        low, high, value = _steps(bool(self.log), *self.y_range, value)
         return (
             self.size[1] - self.bottom - (value - low) / ((high - low) or 1) * (self.size[1] - self.top - self.bottom)
         )
-
-    def _steps(self, *values: float) -> tuple[float, ...]:
-        return tuple(math.log10(v) for v in values) if self.log else values
-
-    def _ticks(self, low: float, high: float, most: int) -> list[float]:
-        return log_ticks(low, high) if self.log else nice_ticks(low, high, most)
 
     def add(self, series: Series) -> None:
         """Draw one series; values that are not finite break the line."""
@@ -170,12 +171,12 @@ class Plot:
     def _axes(self) -> list[str]:
         x0, x1, y0, y1 = self.left, self.size[0] - self.right, self.size[1] - self.bottom, self.top
         out = []
-        for value in self._ticks(*self.y_range, most=5):
+        for value in _ticks(bool(self.log), *self.y_range, most=5):
             y = self.y(value)
             label = f"{100 * value:g} %" if self.percent else number(value)
             out.append(f'<line x1="{x0}" y1="{y:.1f}" x2="{x1}" y2="{y:.1f}" stroke="{FAINT}"/>')
             out.append(f'<text x="{x0 - 7}" y="{y + 4:.1f}" text-anchor="end" fill="{MUTED}">{label}</text>')
-        ticks = self._ticks(*self.x_range, most=6)
+        ticks = _ticks(self.log is True, *self.x_range, most=6)
         for value in [t for t in ticks if not self.x_whole or float(t).is_integer()]:
             x = self.x(value)
             out.append(f'<line x1="{x:.1f}" y1="{y0}" x2="{x:.1f}" y2="{y0 + 4}" stroke="{MUTED}"/>')
@@ -226,6 +227,27 @@ class Plot:
                 )
             x -= 34
         return out
+
+
+def panels(charts: Sequence[str], size: tuple[int, int], *, columns: int, title: str) -> str:
+    """Return charts of one size (width, height) as one ``<svg>`` element, row by row."""
+    wide, high = size[0] * columns, size[1] * math.ceil(len(charts) / columns)
+    placed = (
+        chart.replace("<svg ", f'<svg x="{i % columns * size[0]}" y="{i // columns * size[1]}" ', 1)
+        for i, chart in enumerate(charts)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}" '
+        f'role="img" aria-label="{text_of(title)}">{"".join(placed)}</svg>'
+    )
+
+
+def _steps(log: bool, *values: float) -> tuple[float, ...]:
+    return tuple(math.log10(v) for v in values) if log else values
+
+
+def _ticks(log: bool, low: float, high: float, most: int) -> list[float]:
+    return log_ticks(low, high) if log else nice_ticks(low, high, most)
 
 
 def _finite_runs(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:

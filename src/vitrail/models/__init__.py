@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -45,6 +46,12 @@ def variants() -> dict[str, Any]:
 def reads_text(config: Any) -> bool:
     """Whether a model reads sequences of tokens, by :mod:`vitrail.nn.steps`, and not images."""
     return hasattr(config, "specials")
+
+
+def translates(config: Any) -> bool:
+    """Whether a model maps a source text to a target text, and is no decoder or encoder alone."""
+    kind = next(module.MODELS[type(config)] for module in _families().values() if type(config) in module.MODELS)
+    return reads_text(config) and {"source", "target"} <= inspect.signature(kind.forward).parameters.keys()
 
 
 @cache
@@ -201,5 +208,6 @@ __all__ = [
     "list_models",
     "reads_text",
     "text_variants",
+    "translates",
     "variants",
 ]

@@ -24,6 +24,8 @@ from vitrail.nn.init import initialise
 from vitrail.nn.recurrent import AdditiveAttention, Cell, RecurrentState, recurrence, run
 from vitrail.nn.steps import Specials
 
+from .transformer import require_specials
+
 AttentionKind = Literal["none", "additive"]
 
 
@@ -52,7 +54,8 @@ class RNNLanguageModelConfig:
     drop_rate: float = 0.3
 
     def __post_init__(self) -> None:
-        require_positive(vars(self), "vocab_size", "embed_dim", "hidden_dim", "depth")
+        require_positive(vars(self), "embed_dim", "hidden_dim", "depth")
+        require_specials(self.specials, self.vocab_size)
         if self.tied and self.embed_dim != self.hidden_dim:
             raise ValueError(
                 f"expected embed_dim = hidden_dim for tied weights, got {self.embed_dim} and {self.hidden_dim}; "
@@ -91,7 +94,8 @@ class RNNEncoderDecoderConfig:
     drop_rate: float = 0.3
 
     def __post_init__(self) -> None:
-        require_positive(vars(self), "vocab_size", "embed_dim", "hidden_dim", "depth", "attention_dim")
+        require_positive(vars(self), "embed_dim", "hidden_dim", "depth", "attention_dim")
+        require_specials(self.specials, self.vocab_size)
         if self.bidirectional:
             require_multiple("hidden_dim", [self.hidden_dim], "directions", 2)
 

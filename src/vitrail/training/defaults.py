@@ -18,7 +18,7 @@ from vitrail.data.decode import BrokenImage
 from vitrail.data.imageset import ImageSet
 from vitrail.data.memory import available_bytes
 from vitrail.errors import DataError, UsageError
-from vitrail.models import config_of
+from vitrail.models import config_of, reads_text
 
 from .augmenting import Augment
 from .baserecipe import merge, nested
@@ -26,7 +26,7 @@ from .habits import ALL_OPTIONS, HABITS, usual_decay, usual_rate
 from .precision import pick_precision
 from .recipe import Recipe, varied
 from .schedule import ENDLESS
-from .sections import Distill
+from .sections import HUB_PREFIX, Distill
 from .start import adopt, digest, folder_of, source_of
 
 # width up to which one thread is as good as two: on a busy machine pico's fastest step took 197 ms and 200 ms
@@ -213,6 +213,9 @@ def _start(recipe: Recipe) -> tuple[Recipe, list[Decision]]:
 
 
 def _model(recipe: Recipe, facts: Facts, device: torch.device, settle: Any) -> None:
+    asked = recipe.model.name
+    if asked != "auto" and not asked.startswith(HUB_PREFIX) and reads_text(config_of(asked)):
+        raise UsageError(f"expected a model that reads images, got {asked}, which reads text")
     preset, typical = preset_for(facts), f"images of {facts.height} x {facts.width}"
     name = preset.model if device.type == "cpu" else preset.gpu_model
     settle("model.name", name, f"{typical}, trained on a {device.type}")

@@ -79,7 +79,10 @@ class Family:
                 "train.epochs": epochs,
                 "train.seed": seed,
             }
-            yield Recipe.load({}, {**self.settings, **own})
+            recipe = Recipe.load({}, {**self.settings, **own})
+            if not isinstance(recipe, Recipe):
+                raise UsageError(f"expected images to fit scaling laws to, got {self.source}, which is text")
+            yield recipe
 
 
 def run_family(family: Family, *, say: Callable[[str], None] | None = None) -> list[Path]:

@@ -39,6 +39,8 @@ def prepare(asked: Recipe, say: Callable[[str], None]) -> Prepared:
     """Open the data of a recipe and settle its ``auto`` as ``train`` does; ``train.accumulation`` may stay ``auto``."""
     from .selftrain import with_unlabelled
 
+    if not isinstance(asked, Recipe):
+        raise UsageError(f"expected a run on images to plan, got {asked.task}, whose memory is not predicted yet")
     device = pick_device(asked.train.device)
     splits = with_unlabelled(asked, open_data(asked), None, say)
     for note in splits.notes:

@@ -15,7 +15,7 @@ from vitrail.data.tokenbatches import Encoded, TokenBatches
 from vitrail.data.tokenizer import Tokenizer
 from vitrail.errors import UsageError, VitrailError, WeightsError
 from vitrail.infer.translator import decode_rows
-from vitrail.models import build, config_of, configure, reads_text, text_variants
+from vitrail.models import build, config_of, configure, text_variants, translates
 from vitrail.tasks import Task
 from vitrail.tasks.evaluate import Evaluation
 from vitrail.tasks.translate import Translate
@@ -76,9 +76,9 @@ class TextJob:
             self.recipe.tokenizer.vocab_size = pretrained.config.vocab_size
         settled, made = resolve_text(self.recipe, facts, device)
         settled = TranslateRecipe.check(world.share(settled.model_dump(mode="json")))
-        if not reads_text(config_of(settled.model.name)):
-            known = ", ".join(name for name in text_variants() if not name.startswith("test_"))
-            raise UsageError(f"expected a model that reads text ({known}), got {settled.model.name}")
+        if not translates(config_of(settled.model.name)):
+            known = [n for n, config in text_variants().items() if translates(config) and not n.startswith("test_")]
+            raise UsageError(f"expected a model that translates ({', '.join(known)}), got {settled.model.name}")
         self.recipe = settled
         if pretrained is not None:
             self._tokenizer = Tokenizer.load(pretrained.tokenizer, pretrained.config.specials)

@@ -168,6 +168,8 @@ def open_folder(source: str | Path) -> Folder:
     """
     path = to_folder(source)
     data = read_json(path / "config.json")
+    if "vitrail" in data and (path / "tokenizer.json").is_file():
+        raise WeightsError(f"expected a model that reads images, got {path}, which translates text")
     try:
         if "vitrail" in data:
             folder = _open_vitrail(path, data)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Family
+from .text import TextFamily
 
 
-class RNNFamily(Family):
-    """Our own names are what is stored."""
-
-    stored_layout = "vitrail"
+class RNNFamily(TextFamily):
+    """Cells in place of heads."""
 
     def describe(self, config: Any) -> str:
         words = f"cell {config.cell}, embedding {config.embed_dim}, state {config.hidden_dim}, layers {config.depth}"
