@@ -95,7 +95,7 @@ def test_explain_draws_an_alignment(vitrail, spoken, tmp_path):
         ("explain", "{run}", "--figures"),
         ("soup", "{run}", "{run}", "--out", "soup"),
         ("plan", "numbers"),
-        ("scaling", "numbers", "--out", "family"),
+        ("scaling", "numbers", "--out", "family", "--models", "transformer_tiny", "--shares", "0.5"),
         ("models", "transformer_tiny", "--cost"),
         ("train", "digits", "--model", "transformer_tiny"),
     ],
