@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 SHOWN = 3  # translations
+NO_CLASSES = ("translate", "pixels")
 
 
 def finish(verb: str, as_json: bool, run: RunResult) -> None:
@@ -30,8 +31,9 @@ def finish(verb: str, as_json: bool, run: RunResult) -> None:
         return
     folder = run.folder.resolve()
     report = folder / "report.html"
-    text = run.summary["task"] == "translate"
-    picture = None if text else _draw(folder)
+    task = run.summary["task"]
+    text = task == "translate"
+    picture = None if task in NO_CLASSES else _draw(folder)
     counted = f"{run.metrics['count']:.0f} {'sentences' if text else 'images'} of {run.split}"
     name, words = headline(run.metrics)[0], headline_words(run.metrics)
     say(f"\n{name:<10} {words.removeprefix(name).strip()} on {counted}, which it was not trained on")
@@ -43,7 +45,7 @@ def finish(verb: str, as_json: bool, run: RunResult) -> None:
     if text:
         _show_translations(folder / f"translations_{run.split}.tsv")
     say("\nNext:")
-    commands = next_commands(folder, text)
+    commands = next_commands(folder, task)
     width = max(len(command) for command, _ in commands)
     for command, why in commands:
         say(f"  {command:<{width}}  {why}")
@@ -81,11 +83,18 @@ def _draw(folder: Path) -> Path | None:
         return None
 
 
-def next_commands(folder: Path, text: bool = False) -> list[tuple[str, str]]:
+def next_commands(folder: Path, task: str = "classify") -> list[tuple[str, str]]:
     """Return commands to type next, and what each does; paths are relative where that is shorter."""
     near = os.path.relpath(folder)
     run = shlex.quote(near if len(near) < len(str(folder)) else str(folder))
-    if text:
+    if task == "pixels":
+        return [
+            (f"vitrail sample {run}", "paint pictures"),
+            (f"vitrail sample {run} --held-out 8", "complete held-out pictures from their upper half"),
+            (f"vitrail probe {run} --layers", "what each layer knows of the classes, if there are any"),
+            (f"vitrail train DATA --set model.pretrained={run}", "fine-tune it on classes"),
+        ]
+    if task == "translate":
         return [
             (f"vitrail predict {run} < lines.txt", "translate your own lines"),
             (f"vitrail explain {run} 'a sentence'", "see which words it looked at"),

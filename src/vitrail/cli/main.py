@@ -29,6 +29,7 @@ from . import (
     predict,
     probe,
     resume,
+    sample,
     scaling,
     soup,
     train,
@@ -58,6 +59,7 @@ app.command("plan")(plan.plan)
 app.command("resume")(resume.resume)
 app.command("val")(val.val)
 app.command("predict")(predict.predict)
+app.command("sample")(sample.sample)
 app.command("probe")(probe.probe)
 app.command("explain")(explain.explain)
 app.command("models")(models.models)

@@ -28,6 +28,8 @@ def probe(
     ] = None,
     img_size: Annotated[str | None, typer.Option(help="224, or height x width: 224x192. Default: the card's.")] = None,
     layer: Annotated[int | None, typer.Option(help="Read block N (-1: the last) instead of before the head.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="A linear probe of every layer, and of raw pixels.")] = False,
+    images: Annotated[int | None, typer.Option(help="Of --layers: training images to use.", min=1)] = None,
     neighbours: Annotated[list[int] | None, typer.Option(help="k of knn; may be given again.")] = None,
     temperature: Annotated[float | None, typer.Option(help="T of knn's votes; default 0.07.")] = None,
     shots: Annotated[list[int] | None, typer.Option(help="Images a class of few-shot; may be given again.")] = None,
@@ -41,6 +43,19 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Measure frozen features: linear probe, nearest neighbours, few-shot."""
+    if layers:
+        idle: dict[str, Any] = {
+            "method": method,
+            "img_size": img_size,
+            "layer": layer,
+            "neighbours": neighbours,
+            "shots": shots,
+        }
+        idle |= {"temperature": temperature, "draws": draws}
+        _by_layer(model, data, idle, images, (val_fraction, test_fraction, seed), batch, device, as_json)
+        return
+    if images is not None:
+        raise UsageError("--images has no effect without --layers; mend: leave it out")
     from vitrail.models import variants
     from vitrail.training.probing import METHODS
     from vitrail.training.probing import probe as run
@@ -48,10 +63,10 @@ def probe(
     source = model if model.partition(".")[0] in variants() else existing(model)
     cuts = {"val_fraction": val_fraction, "test_fraction": test_fraction}
     given = {key: value for key, value in {**cuts, "seed": seed}.items() if value is not None}
-    images, title = _data(model, data, cuts)
+    chosen, title = _data(model, data, cuts)
     report = run(
         source,
-        images,
+        chosen,
         methods=method or METHODS,
         img_size=_size(img_size),
         layer=layer,
@@ -68,6 +83,40 @@ def probe(
         **given,  # type: ignore[arg-type]
     )
     _show(report)
+    result("probe", as_json, **report.to_dict())
+
+
+def _by_layer(
+    model: str,
+    data: str | None,
+    idle: dict[str, Any],
+    images: int | None,
+    cuts: tuple[float | None, float | None, int | None],
+    batch: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Probe every layer; options of the other methods would have no effect."""
+    from vitrail.training.probing.layers import probe_layers
+
+    for name, value in idle.items():
+        if value not in (None, []):
+            raise UsageError(f"--{name.replace('_', '-')} has no effect with --layers; mend: leave it out")
+    fractions = {"val_fraction": cuts[0], "test_fraction": cuts[1]}
+    given = {key: value for key, value in {**fractions, "seed": cuts[2]}.items() if value is not None}
+    found, title = _data(existing(model), data, fractions)
+    options: dict[str, Any] = {"images": images, "batch_size": batch, "device": device, "title": title, **given}
+    report = probe_layers(model, found, say=say, show=counter("features of image"), **options)
+    say()
+    splits = [split for split in ("val", "test") if split in report.images]
+    heads = ["width", *(word for split in splits for word in (split, f"{split} 95 %"))]
+    rows = [
+        (entry["layer"], entry["width"], *(cell for split in splits for cell in _cells(entry[split])))
+        for entry in report.results
+    ]
+    counts = ", ".join(f"{count:,} {split}" for split, count in report.images.items())
+    say(f"{report.network}: linear probes; {report.classes} classes; {counts}\n")
+    table(("layer", *heads), rows, right=heads)
     result("probe", as_json, **report.to_dict())
 
 

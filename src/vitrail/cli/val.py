@@ -10,6 +10,7 @@ from vitrail.errors import DataError, UsageError
 
 from .console import Json, result, say, table
 from .heldout import HeldOut, held_out, require_classes
+from .pixels import measure_pixels, predicts_pixels
 from .source import existing
 from .translate import measure, reads_text
 
@@ -38,6 +39,9 @@ def val(
     from vitrail.weights import load_model
 
     network, card, classes = load_model(existing(model))
+    if predicts_pixels(network):
+        measure_pixels(network, card, model, data, split, batch=batch, device=device, as_json=as_json)
+        return
     chosen = held_out(model, data, split, labels="multi" if card.multi_label else "auto")
     if chosen.images.multi_label and not card.multi_label:
         raise DataError(f"expected one label an image as {model} gives, got several in {chosen.source}")

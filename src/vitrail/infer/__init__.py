@@ -12,6 +12,8 @@ _DOORS = {
     "ClassificationResult": "results",
     "Explanation": "explanation",
     "MultiLabelResult": "labels",
+    "Painted": "pixels",
+    "Painter": "pixels",
     "Predictor": "predictor",
     "TranslatedSentence": "translator",
     "Translator": "translator",
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from .explanation import Explanation as Explanation
     from .labels import MultiLabelResult as MultiLabelResult
     from .loading import load as load
+    from .pixels import Painted as Painted
+    from .pixels import Painter as Painter
     from .predictor import Predictor as Predictor
     from .results import ClassificationResult as ClassificationResult
     from .results import results_to_csv as results_to_csv
@@ -35,6 +39,8 @@ __all__ = [
     "ClassificationResult",
     "Explanation",
     "MultiLabelResult",
+    "Painted",
+    "Painter",
     "Predictor",
     "TranslatedSentence",
     "Translator",

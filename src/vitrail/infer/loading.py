@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from vitrail.weights import open_folder
 from vitrail.weights.textfolder import is_text_folder
 
+from .pixels import Painter, load_painter
 from .predictor import Precision, Predictor, load_predictor
 from .translator import Translator, load_translator
 
@@ -21,7 +23,8 @@ def load(
     img_size: int | tuple[int, int] | None = None,
     batch_size: int = 32,
 ) -> Any:
-    """Load a trained model, ready for use: a :class:`Predictor` of images, or a :class:`Translator` of text.
+    """Load a trained model, ready for use: a :class:`Predictor` of images, a :class:`Translator` of text, or a
+    :class:`Painter` of pictures.
 
     Args:
         source: a run folder (its ``best/`` weights), a folder of Vitrail, timm or transformers, or a hub id
@@ -35,7 +38,15 @@ def load(
     """
     if is_text_folder(source):
         return load_translator(source, device=device, batch_size=batch_size)
+    if _paints(source):
+        return load_painter(source, device=device)
     return load_predictor(source, device=device, dtype=dtype, img_size=img_size, batch_size=batch_size)
 
 
-__all__ = ["Predictor", "Translator", "load"]
+def _paints(source: str | Path) -> bool:
+    """Tell whether a source is an image GPT without classes."""
+    config = open_folder(source).config
+    return bool(getattr(config, "paints", False)) and not config.num_classes
+
+
+__all__ = ["Painter", "Predictor", "Translator", "load"]

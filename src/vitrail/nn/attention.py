@@ -57,8 +57,10 @@ def attend(
         ValueError: ``causal`` with more queries than keys, or a ``keep`` that is not bool.
     """
     products = tape is not None or _products_are_faster(q, k, bias)
-    if q.device.type == "cpu" and not torch.compiler.is_compiling() and (products or k.shape[-2] > SHORT):
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # the kernels are slower on views of one matrix
+    long = products or k.shape[-2] > SHORT
+    if q.device.type == "cpu" and not torch.compiler.is_compiling() and long and q.shape[-2] > 1:
+        # the kernels are slower on views of one matrix; but one query reads its cached keys once, as they lie
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     if causal and q.shape[-2] > k.shape[-2]:
         raise ValueError(f"causal attention expected at most {k.shape[-2]} queries (one a key), got {q.shape[-2]}")
     if not products and causal and bias is None and keep is None and q.shape[-2] == k.shape[-2]:

@@ -110,6 +110,8 @@ def kind_of(content: Mapping[str, Any]) -> type[BaseRecipe]:
     source = data.get("source") if isinstance(data, Mapping) else None
     text = task == "translate" or (task == "auto" and isinstance(source, str) and is_parallel(source))
     module, name = ("textrecipe", "TranslateRecipe") if text else ("recipe", "Recipe")
+    if task == "pixels":
+        module, name = "pixelrecipe", "PixelRecipe"
     found: type[BaseRecipe] = getattr(importlib.import_module(f"vitrail.training.{module}"), name)
     return found
 

@@ -22,14 +22,16 @@ from vitrail.tasks.classify import Classify
 from vitrail.tasks.distil import Distil
 from vitrail.tasks.imbalance import BETA, class_weights, log_prior
 from vitrail.tasks.multilabel import balance_of
+from vitrail.tasks.pixels import WithPixels
 from vitrail.weights import Card, HeadSwap, card_for, load_weights, open_folder
 from vitrail.weights.cards import MULTI_LABEL, SINGLE_LABEL
 
+from .palettes import fresh_palette, judge, normalised, own_error
 from .pipeline import eval_loader, threads
 from .precision import use_threads
 from .recipe import Recipe
 from .sections import HUB_PREFIX, Model
-from .start import require_start, source_of
+from .start import folder_of, require_start, source_of
 from .teacher import Remembered, Teacher, ask
 from .world import ALONE, World
 
@@ -44,12 +46,25 @@ def build_model(recipe: Recipe, splits: Splits, say: Callable[[str], None]) -> t
     own |= {} if m.drop_rate is None else {"drop_rate": m.drop_rate}
     torch.manual_seed(recipe.train.seed)
     config = open_folder(m.name).config if m.name.startswith(HUB_PREFIX) else config_of(m.name)
-    model, card = build(configure(config, own)), Card(name=m.name, crop_pct=_crop_pct(recipe))
+    card = Card(name=m.name, crop_pct=_crop_pct(recipe))
+    seen = replace(card, input_size=size, crop_pct=recipe.data.crop_pct or card.crop_pct)
+    palette = (
+        fresh_palette(configure(config, own), splits.train, seen, seed=recipe.data.seed) if source is None else None
+    )
+    own |= {} if palette is None else {"colours": len(palette.colours)}
+    model: Any = build(configure(config, own))
+    if palette is not None:
+        model.palette.copy_(normalised(palette.colours, card))
+        say(f"palette: {palette}")
     if source is not None:
         assert m.head in ("keep", "match", "new"), "a resolved recipe says what becomes of the head"
         report = load_weights(model, source, head=HeadSwap(splits.classes, m.head))
         say(f"pretrained: {report}")
         card = report.card or card_for(m.name)
+        if hasattr(model, "palette"):
+            known = folder_of(m)
+            seen = replace(card, input_size=size, crop_pct=recipe.data.crop_pct or card.crop_pct)
+            say(judge(splits.train, seen, model.palette, None if known is None else own_error(known.extra)))
     if m.attn_drop_rate:
         _drop_attention(model, m.attn_drop_rate)
     if recipe.data.crop_pct is not None:
@@ -129,6 +144,10 @@ def build_task(
     """Return the loss, metrics and postprocess of a resolved recipe; ``card`` is that of the network in training."""
     task = create_task(recipe.task, num_classes=len(splits.classes), options=_task_options(recipe, splits))
     d = recipe.distill
+    if recipe.model.options.get("joint"):
+        if d is not None or not isinstance(task, Classify):
+            raise UsageError("model.options.joint is for one label an image and no teacher; mend: leave it out")
+        return WithPixels(task)
     if d is None or d.unlabelled is not None:  # in self-training the teacher was asked before
         return task
     assert isinstance(task, Classify), "a recipe with a teacher is one of classification"

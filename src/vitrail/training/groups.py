@@ -68,6 +68,7 @@ def split(model: nn.Module, optimizer: str) -> dict[str, dict[str, nn.Parameter]
                 parameter.ndim in (2, 4)
                 and parameter.shape[1] > 1
                 and not in_head(name)
+                and not name.startswith("pixel_head")
                 and id(parameter) not in tables
             )
             kind = "matrices" if optimizer == "muon" and mixes else "decayed"

@@ -1,7 +1,7 @@
 """What one kind of task brings to a run: its data, its network, its batches, and the words for people.
 
 The run (run.py), its session (session.py) and the loop (loop.py) know no images and no sentences: they ask the run's
-job. :func:`job_type` finds it by the recipe; imagejob.py and textjob.py are the two there are.
+job. :func:`job_type` finds it by the recipe: imagejob.py, pixeljob.py and textjob.py are those there are.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from vitrail.data.imageset import ImageSet
 from vitrail.data.loader import Loader
 from vitrail.data.mixing import Mix
 from vitrail.data.order import Order, Repeated, training_order, windowed
+from vitrail.data.pictures import is_pictures, open_pictures
 from vitrail.data.randaugment import RandAugment
 from vitrail.data.resample import resize
 from vitrail.data.rowgroups import require_room
@@ -29,6 +30,8 @@ def open_data(recipe: Recipe) -> Splits:
     """Return the data of a recipe, split and cut as it says: the same wherever a run is looked at again."""
     d = recipe.data
     fraction = d.val_fraction if isinstance(d.val_fraction, float) else 0.1
+    if recipe.task == "pixels" and is_pictures(d.source):
+        return open_pictures(d.source, val_fraction=fraction, test_fraction=d.test_fraction, seed=d.seed)
     return open_dataset(
         d.source,
         val_fraction=fraction,
@@ -44,6 +47,8 @@ def open_data(recipe: Recipe) -> Splits:
 
 def parts_of(recipe: Recipe) -> list[str]:
     """Return the splits that the source itself has, before any is cut off."""
+    if recipe.task == "pixels" and is_pictures(recipe.data.source):
+        return ["train"]
     return list(read_layout(recipe.data.source, labels=recipe.data.labels, sequential=True).parts)
 
 

@@ -107,7 +107,7 @@ def probe(
     if title is not None and not isinstance(data, Splits):
         raise UsageError(f"title has no effect on data that are named: {data}")
     source = str(data) if not isinstance(data, Splits) else title or "open splits"
-    network, card = _open_model(str(model), img_size)
+    network, card = open_model(str(model), img_size)
     if not isinstance(data, Splits):
         data = open_dataset(data, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
     if data.train.multi_label:
@@ -190,7 +190,8 @@ class _Settings:
         return _few_shot(read, classes, self.shots, self.draws, seed)
 
 
-def _open_model(source: str, img_size: int | tuple[int, int] | None) -> tuple[nn.Module, Card]:
+def open_model(source: str, img_size: int | tuple[int, int] | None) -> tuple[nn.Module, Card]:
+    """Return the network in eval mode, and its card; :class:`WeightsError` for a bare architecture's name."""
     if source.partition(".")[0] in variants() and not Path(source).expanduser().exists():
         raise WeightsError(
             f"expected a model with weights, got the name of an architecture, {source!r}: random features say nothing;"
@@ -247,7 +248,8 @@ def _held_out(read: dict[str, FeatureSet]) -> dict[str, FeatureSet]:
     return {split: part for split, part in read.items() if split != "train"}
 
 
-def _share(scores: Tensor, labels: Tensor) -> dict[str, float]:
+def share(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the accuracy of scores (N, K), with its 95 % interval."""
     hits = int((scores.argmax(1) == labels).sum())
     low, high = share_interval(hits, len(labels))
     return {"top1": hits / len(labels), "low": low, "high": high}
@@ -255,7 +257,7 @@ def _share(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 def _linear(read: dict[str, FeatureSet], classes: int) -> tuple[list[dict[str, Any]], list[str]]:
     found = linear.sweep(read["train"], read["val"], classes)
-    figures = {split: _share(found.logits(part.features), part.labels) for split, part in _held_out(read).items()}
+    figures = {split: share(found.logits(part.features), part.labels) for split, part in _held_out(read).items()}
     l2 = found.chosen.l2
     notes = []
     if l2 in (linear.STRENGTHS[0], linear.STRENGTHS[-1]):
@@ -283,7 +285,7 @@ def _knn(
             "setting": f"k {k}",
             "k": k,
             "temperature": temperature,
-            **{split: _share(shares[split][k], part.labels) for split, part in _held_out(read).items()},
+            **{split: share(shares[split][k], part.labels) for split, part in _held_out(read).items()},
         }
         for k in chosen
     ]
