@@ -65,6 +65,7 @@ PAGES = [
     "docs/tour/hybrid.md",
     "docs/tour/resnet.md",
     "docs/tour/retnet.md",
+    "docs/tour/transformer.md",
     "docs/guide/models.md",
     "docs/guide/explain.md",
 ]
