@@ -1,14 +1,14 @@
 """What a RetNet remembers and how long a step takes, against a Transformer that caches keys and values.
 
-    python bench/retention.py            # pictures and the page, about 2 minutes of one idle core
+    python bench/retention.py            # pictures and the page, about 2 minutes of one core
     python bench/retention.py --decays   # the picture of the decays only, which needs no measuring
     python bench/retention.py --quick    # seconds, to see that it works: small models, few steps, no files
 
 Reading on: a RetNet and a decoder-only Transformer of the same width, depth and number of parameters read the same
-text one token at a time, in turns: at each place first one, then the other, so that what else the machine does slows
-both alike. Time is processor time of one thread, which waits for nobody; of each window of steps the median counts,
-divided by the RetNet's own first window. Bytes are those of the state: matrices of the one, keys and values of the
-other, without room for more.
+texts, 4,096 tokens and more. At every 256th token each takes some steps of one token, in turns, so that what else the
+machine does slows both alike; in between they read many tokens at a time. Time is processor time of one thread; of the
+steps at one place the fastest counts, divided by the RetNet's own at the first place. Bytes are those of the state:
+matrices of the one, keys and values of the other, without room for more.
 
 Reading at once: the forms of retention on whole texts of growing length, whole models without their output; the best
 of the rounds, divided by the parallel form's at the shortest length.
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,29 +67,47 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def read_on(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
-    """Read step by step; returns the median of the seconds of each window, and the bytes at its end."""
+def read_many(model: RetNet | TransformerDecoder, tokens: Tensor, state: RetNetState | DecoderState) -> None:
+    """Read tokens (B, T) at once, after those of the state."""
+    if isinstance(state, RetNetState):
+        model.hidden(tokens, state=state)
+    else:
+        model.decoder.step(model.place(model.embed, tokens, state.length), state)
+
+
+def read_on(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, list[int]], list[int]]:
+    """Read on and on; returns the seconds of a step and the bytes at each place, and the places."""
     models = dict(zip(NAMES, pair(args.width, args.depth, args.inner), strict=True))
-    tokens = torch.randint(4, VOCABULARY, (1, args.steps), generator=torch.Generator().manual_seed(1))
+    places = [0, *range(args.every, args.tokens + 1, args.every)]
+    length = places[-1] + args.steps
+    tokens = torch.randint(4, VOCABULARY, (args.batch, length), generator=torch.Generator().manual_seed(1))
     times: dict[str, list[float]] = {name: [] for name in NAMES}
-    medians: dict[str, list[float]] = {name: [] for name in NAMES}
     sizes: dict[str, list[int]] = {name: [] for name in NAMES}
     states = {name: model.begin(tokens[:, :0]) for name, model in models.items()}
     logits: dict[str, Tensor] = {}
-    for t in range(args.steps):
+    at = 0
+    for place in places:
+        best = dict.fromkeys(NAMES, float("inf"))
         for name, model in models.items():
-            start = time.process_time()
-            logits[name] = model.step(tokens[:, t], states[name])
-            times[name].append(time.process_time() - start)
-        if (t + 1) % args.window == 0:
-            for name in NAMES:
-                medians[name].append(statistics.median(times[name][-args.window :]))
-                sizes[name].append(held(states[name]))
+            if place > at:
+                read_many(model, tokens[:, at:place], states[name])
+            sizes[name].append(held(states[name]) if place else 0)
+        for t in range(place, place + args.steps):
+            for name, model in models.items():
+                start = time.process_time()
+                logits[name] = model.step(tokens[:, t], states[name])
+                best[name] = min(best[name], time.process_time() - start)
+        at = place + args.steps
+        for name in NAMES:
+            times[name].append(best[name])
+        print(
+            f"  {place:>6} tokens: " + ", ".join(f"{n} {best[n] / times[NAMES[0]][0]:.2f}" for n in NAMES), flush=True
+        )
     at_once = models["RetNet"].head(models["RetNet"].hidden(tokens, form="chunkwise")[:, -1])
     apart = float((at_once - logits["RetNet"]).abs().max())
-    print(f"after {args.steps} steps: logits of the steps and of the chunkwise form are {apart:.1e} apart", flush=True)
+    print(f"after {length} tokens: logits of the last step and of the whole text are {apart:.1e} apart", flush=True)
     assert apart < 1e-3, "the forms do not agree"
-    return medians, sizes
+    return times, sizes, places
 
 
 def read_at_once(args: argparse.Namespace) -> dict[str, list[tuple[int, float]]]:
@@ -117,22 +134,23 @@ def line(title: str, labels: tuple[str, str], series: list[Series], *, log: bool
 
 
 def pictures(
-    medians: dict[str, list[float]],
+    times: dict[str, list[float]],
     sizes: dict[str, list[int]],
+    places: list[int],
     forms: dict[str, list[tuple[int, float]]],
-    window: int,
 ) -> dict[str, str]:
     """Return name -> picture."""
-    first = medians["RetNet"][0]
-    steps = [Series(n, [((i + 1) * window, s / first) for i, s in enumerate(medians[n])], COLORS[n]) for n in NAMES]
-    memory = [Series(n, [((i + 1) * window, b / 1e6) for i, b in enumerate(sizes[n])], COLORS[n]) for n in NAMES]
-    shortest = forms["parallel"][0][1]
+    first, shortest = times["RetNet"][0], forms["parallel"][0][1]
+    steps = [Series(n, [(x, s / first) for x, s in zip(places, times[n], strict=True)], COLORS[n]) for n in NAMES]
+    memory = [
+        Series(n, [(x, b / 1e6) for x, b in zip(places[1:], sizes[n][1:], strict=True)], COLORS[n]) for n in NAMES
+    ]
     whole = [Series(f, [(x, s / shortest) for x, s in points], FORMS[f]) for f, points in forms.items()]
     dots = [Series("", one.points, one.color, dots=True) for one in whole]
     read = "tokens read"
     return {
-        "retention-step-time.svg": line("Time of one more token", (read, "times RetNet's first steps"), steps),
-        "retention-step-memory.svg": line("What is remembered of a text", (read, "megabytes"), memory),
+        "retention-step-time.svg": line("Time of one more token", (read, "times RetNet's first step"), steps),
+        "retention-step-memory.svg": line("What is remembered", (read, "megabytes"), memory),
         "retention-forms.svg": line(
             "A whole text at once", ("tokens of the text", "times parallel at the left"), [*whole, *dots], log=True
         ),
@@ -165,7 +183,7 @@ python bench/retention.py
 
 {machine}, float32, processor time of one thread. Two models of width {width}, depth {depth} and {heads} heads: a RetNet
 of {ours:.2f} M parameters without its table of tokens, and a decoder-only Transformer of {theirs:.2f} M that caches
-keys and values; fresh weights, one text at a time. Times are ratios, not speeds: what matters is how they grow.
+keys and values; fresh weights, {batch} texts at a time. Times are ratios, not speeds: what matters is how they grow.
 
 ## One token at a time
 
@@ -176,19 +194,20 @@ values of all tokens so far.
 
 ![Bytes remembered against the tokens read](../images/retention-step-memory.svg)
 
-{steps}
+{rows}
 
-Both models take their steps in turns; of each window of {window} steps the median counts. Bytes are those of
-the state itself: the room that a growing cache keeps ready is not counted.
+Times are over the RetNet's first. At each place both models take {steps} steps in turns, of which the fastest counts;
+in between they read many tokens at a time. Bytes are those of the state itself: the room that a growing cache keeps
+ready is not counted.
 
 From one end to the other, a step of the RetNet takes {flat:.2f} times as long as in the beginning, one of the
-Transformer {grown:.1f} times; what is remembered grows {state:.0f} and {cache:.0f} times. Keys and values of {even}
-tokens take as much as the matrices.
+Transformer {grown:.1f} times. Keys and values of {even} tokens take as much as the matrices.
 
 ## A whole text at once
 
 The parallel form holds a matrix of T x T a head; the chunkwise form one of {chunk} x {chunk}, and carries the state
-from chunk to chunk. One text, without the output layer, the best of {rounds} rounds.
+from chunk to chunk. One text, without the output layer, the best of {rounds} rounds, over the parallel form at
+{shortest} tokens.
 
 ![Time of a whole text in the three forms against its length](../images/retention-forms.svg)
 
@@ -199,14 +218,13 @@ takes the parallel one up to two chunks.
 """
 
 
-def step_rows(medians: dict[str, list[float]], sizes: dict[str, list[int]], window: int) -> str:
-    """Return the table of steps: each window that doubles the text."""
+def step_rows(times: dict[str, list[float]], sizes: dict[str, list[int]], places: list[int]) -> str:
+    """Return the table of steps, at places that double."""
     rows = ["| tokens read | RetNet: time, bytes | Transformer: time, bytes |", "| --- | --- | --- |"]
-    first = medians["RetNet"][0]
-    for i in range(len(sizes["RetNet"])):
-        if (i + 1) & i == 0:  # 1, 2, 4, ... windows
-            cells = [f"{medians[n][i] / first:.2f}, {sizes[n][i]:,}" for n in NAMES]
-            rows.append(f"| {(i + 1) * window:,} | {cells[0]} | {cells[1]} |")
+    for i, place in enumerate(places):
+        if i & (i - 1) == 0:  # 0, 1, 2, 4, ...
+            cells = [f"{times[n][i] / times['RetNet'][0]:.2f}, {sizes[n][i]:,}" for n in NAMES]
+            rows.append(f"| {place:,} | {cells[0]} | {cells[1]} |")
     return "\n".join(rows)
 
 
@@ -222,25 +240,27 @@ def form_rows(forms: dict[str, list[tuple[int, float]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--decays", action="store_true")
     parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--depth", type=int, default=DEPTH)
     parser.add_argument("--inner", type=int, default=INNER)
-    parser.add_argument("--steps", type=int, default=4096)
-    parser.add_argument("--window", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--every", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512, 1024, 2048, 4096])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--decays", action="store_true")
     args = parser.parse_args()
     if args.decays:
         decays()
         return
     if args.quick:
-        args.width, args.depth, args.inner, args.steps, args.lengths = 64, 2, 108, 256, [64, 128, 256]
+        args.width, args.depth, args.inner, args.tokens, args.lengths = 64, 2, 108, 512, [64, 128, 256]
     torch.set_num_threads(1)  # more would wait for each other, and their time is counted
     retnet, transformer = pair(args.width, args.depth, args.inner)
     own, cached = ([p.numel() for n, p in m.named_parameters() if "embed" not in n] for m in (retnet, transformer))
     with torch.inference_mode():
-        medians, sizes = read_on(args)
+        times, sizes, places = read_on(args)
         forms = read_at_once(args)
     page = PAGE.format(
         machine=f"{platform.machine()}, torch {torch.__version__}",
@@ -249,22 +269,23 @@ def main() -> None:
         heads=HEADS,
         ours=sum(own) / 1e6,
         theirs=sum(cached) / 1e6,
-        window=args.window,
+        batch=args.batch,
+        steps=args.steps,
         rounds=args.rounds,
         chunk=retnet.config.chunk_size,
-        steps=step_rows(medians, sizes, args.window),
+        rows=step_rows(times, sizes, places),
         forms=form_rows(forms),
-        flat=medians["RetNet"][-1] / medians["RetNet"][0],
-        grown=medians["Transformer"][-1] / medians["Transformer"][0],
-        state=sizes["RetNet"][-1] / sizes["RetNet"][0],
-        cache=sizes["Transformer"][-1] / sizes["Transformer"][0],
-        even=round(sizes["RetNet"][-1] / sizes["Transformer"][-1] * args.steps),
+        shortest=args.lengths[0],
+        flat=times["RetNet"][-1] / times["RetNet"][0],
+        grown=times["Transformer"][-1] / times["Transformer"][0],
+        even=round(sizes["RetNet"][-1] / sizes["Transformer"][-1] * places[-1]),
     )
     print(page)
     if args.quick:
         return
-    for name, svg in pictures(medians, sizes, forms, args.window).items():
+    for name, svg in pictures(times, sizes, places, forms).items():
         (IMAGES / name).write_text(svg + "\n", encoding="utf-8")
+    decays()
     (ROOT / "docs" / "benchmarks" / "retention.md").write_text(page, encoding="utf-8")
 
 
