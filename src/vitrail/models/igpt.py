@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitrail.nn import onestep
 from vitrail.nn.attention import Attention
 from vitrail.nn.cache import KVCache, caches
 from vitrail.nn.checks import require_heads, require_positive
@@ -126,6 +127,7 @@ class PixelState:
     def __init__(self, depth: int, positions: Tensor) -> None:
         self.caches = caches(depth)
         self.positions = positions
+        self.weights: list[onestep.Weights] | None = None
 
     @property
     def length(self) -> int:
@@ -314,6 +316,7 @@ class IGPT(nn.Module):
         state = PixelState(self.config.depth, self.positions(self.config.img_size if grid is None else grid))
         if source.shape[1]:
             self._advance(source, state)
+        state.weights = onestep.gather(self.blocks)
         return state
 
     def step(self, tokens: Tensor, state: PixelState) -> Tensor:
@@ -332,6 +335,8 @@ class IGPT(nn.Module):
             raise ValueError(f"expected at most {state.positions.shape[1]} tokens, one a pixel, got {last}")
         cache: KVCache
         x: Tensor = self.pos_drop(self._look_up(tokens) + state.positions[:, first:last])
+        if state.weights is not None and tokens.shape[1] == 1:
+            return onestep.step(x[:, 0], state.weights, state.caches)[:, None]
         for block, cache in zip(self.blocks, state.caches, strict=True):
             x = block(x, causal=True, cache=cache)
         return x

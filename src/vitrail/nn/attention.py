@@ -57,7 +57,8 @@ def attend(
         ValueError: ``causal`` with more queries than keys, or a ``keep`` that is not bool.
     """
     products = tape is not None or _products_are_faster(q, k, bias)
-    if q.device.type == "cpu" and not torch.compiler.is_compiling() and (products or k.shape[-2] > SHORT):
+    many = q.shape[-2] > 1  # one query reads its keys once: a copy of a cache would cost more than that
+    if q.device.type == "cpu" and many and not torch.compiler.is_compiling() and (products or k.shape[-2] > SHORT):
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # the kernels are slower on views of one matrix
     if causal and q.shape[-2] > k.shape[-2]:
         raise ValueError(f"causal attention expected at most {k.shape[-2]} queries (one a key), got {q.shape[-2]}")

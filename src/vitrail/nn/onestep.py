@@ -1,0 +1,114 @@
+"""One token a row through a stack of pre-norm blocks: what painting and writing do a thousand times.
+
+A token is little work, and the layers around it (modules, checks, dropout that is off) take longer than the products
+themselves. Here the weights of blocks that are as they were made are gathered once, and a step is the bare operators.
+The numbers agree to rounding with those of the blocks.
+
+B rows, H heads, D width of one head, C width, M keys so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import Attention
+from .cache import KVCache
+from .feedforward import FeedForward
+from .fused import ACTIVATIONS, Linear
+from .residual import PreNormBlock
+from .shortcuts import at_once, plain, watched
+
+Map = Callable[[Tensor], Tensor]
+QUICK = 1.702  # quick GELU of y is silu(1.702 y) / 1.702: the factors go into the matrices beside it
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What one block does to one token a row (B, C)."""
+
+    heads: int
+    norm1: Map
+    qkv: Map
+    proj: tuple[Tensor, Tensor | None]
+    norm2: Map
+    hidden: Map
+    out: tuple[Tensor, Tensor | None]
+
+
+def gather(blocks: Iterable[nn.Module]) -> list[Weights] | None:
+    """Return the weights of all blocks; None where one of them must be run as it is.
+
+    That is: in training, with gradients, with hooks or tapes on a part, with layers that were replaced.
+    """
+    if torch.is_grad_enabled() or not at_once():
+        return None
+    found = []
+    for block in blocks:
+        if type(block) is not PreNormBlock or block.training or watched(block):
+            return None
+        attn, mlp = block.attn, block.mlp
+        if type(attn) is not Attention or type(mlp) is not FeedForward or not _bare(block):
+            return None
+        if not all(plain(layer, Linear) for layer in (attn.qkv, attn.proj, mlp.fc1, mlp.fc2)):
+            return None
+        found.append(_weights(block, attn, mlp))
+    return found
+
+
+def _bare(block: PreNormBlock) -> bool:
+    norms = all(plain(norm, nn.RMSNorm, nn.LayerNorm) for norm in (block.norm1, block.norm2))
+    return norms and type(block.ls1) is nn.Identity and type(block.ls2) is nn.Identity
+
+
+def _weights(block: PreNormBlock, attn: Attention, mlp: FeedForward) -> Weights:
+    up: Tensor = mlp.fc1.weight
+    up_bias: Tensor | None = mlp.fc1.bias
+    down: Tensor = mlp.fc2.weight
+    act = ACTIVATIONS[mlp.act]
+    if mlp.act == "quick_gelu":
+        up, up_bias = up * QUICK, None if up_bias is None else up_bias * QUICK
+        down, act = down / QUICK, F.silu
+
+    def hidden(x: Tensor) -> Tensor:
+        return act(F.linear(x, up, up_bias))
+
+    return Weights(
+        attn.num_heads,
+        _norm(block.norm1),
+        partial(F.linear, weight=attn.qkv.weight, bias=attn.qkv.bias),
+        (attn.proj.weight.t(), attn.proj.bias),
+        _norm(block.norm2),
+        hidden,
+        (down.t(), mlp.fc2.bias),
+    )
+
+
+def _norm(norm: nn.Module) -> Map:
+    if isinstance(norm, nn.RMSNorm):
+        return partial(F.rms_norm, normalized_shape=norm.normalized_shape, weight=norm.weight, eps=norm.eps)
+    assert isinstance(norm, nn.LayerNorm)
+    shape = list(norm.normalized_shape)
+    return partial(F.layer_norm, normalized_shape=shape, weight=norm.weight, bias=norm.bias, eps=norm.eps)
+
+
+def step(x: Tensor, weights: Sequence[Weights], caches: Sequence[KVCache]) -> Tensor:
+    """Move one token a row (B, C) through all blocks, causally; the caches then hold it too. Returns (B, C)."""
+    for block, cache in zip(weights, caches, strict=True):
+        q, k, v = block.qkv(block.norm1(x)).view(len(x), 3, block.heads, 1, -1).unbind(1)
+        keys, values = cache.append(k, v)
+        mixed = F.scaled_dot_product_attention(q, keys, values).reshape(x.shape[0], -1)
+        x = _add(x, mixed, *block.proj)
+        x = _add(x, block.hidden(block.norm2(x)), *block.out)
+    return x
+
+
+def _add(x: Tensor, y: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """Return ``x + y matrix + bias``: (B, C), (B, C'), (C', C) -> (B, C)."""
+    out = torch.addmm(x, y, matrix)
+    return out if bias is None else out + bias
