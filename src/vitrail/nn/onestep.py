@@ -25,6 +25,8 @@ from .residual import PreNormBlock
 from .shortcuts import at_once, plain, watched
 
 Map = Callable[[Tensor], Tensor]
+Layer = tuple[Tensor, Tensor | None]
+"""Matrix and bias: (C', C) of ``qkv`` and ``up``, (C', C) transposed of what is added to the tokens."""
 QUICK = 1.702  # quick GELU of y is silu(1.702 y) / 1.702: the factors go into the matrices beside it
 
 
@@ -34,11 +36,12 @@ class Weights:
 
     heads: int
     norm1: Map
-    qkv: Map
-    proj: tuple[Tensor, Tensor | None]
+    qkv: Layer
+    proj: Layer
     norm2: Map
-    hidden: Map
-    out: tuple[Tensor, Tensor | None]
+    up: Layer
+    act: Map
+    down: Layer
 
 
 def gather(blocks: Iterable[nn.Module]) -> list[Weights] | None:
@@ -67,44 +70,53 @@ def _bare(block: PreNormBlock) -> bool:
 
 
 def _weights(block: PreNormBlock, attn: Attention, mlp: FeedForward) -> Weights:
-    up: Tensor = mlp.fc1.weight
-    up_bias: Tensor | None = mlp.fc1.bias
+    up, up_bias = _after(block.norm2, mlp.fc1.weight, mlp.fc1.bias)
     down: Tensor = mlp.fc2.weight
     act = ACTIVATIONS[mlp.act]
     if mlp.act == "quick_gelu":
         up, up_bias = up * QUICK, None if up_bias is None else up_bias * QUICK
         down, act = down / QUICK, F.silu
-
-    def hidden(x: Tensor) -> Tensor:
-        return act(F.linear(x, up, up_bias))
-
+    qkv, qkv_bias = _after(block.norm1, attn.qkv.weight, attn.qkv.bias)
     return Weights(
-        attn.num_heads,
-        _norm(block.norm1),
-        partial(F.linear, weight=attn.qkv.weight, bias=attn.qkv.bias),
-        (attn.proj.weight.t(), attn.proj.bias),
-        _norm(block.norm2),
-        hidden,
-        (down.t(), mlp.fc2.bias),
+        heads=attn.num_heads,
+        norm1=_norm(block.norm1),
+        qkv=(qkv, qkv_bias),
+        proj=(attn.proj.weight.t(), attn.proj.bias),
+        norm2=_norm(block.norm2),
+        up=(up, up_bias),
+        act=act,
+        down=(down.t(), mlp.fc2.bias),
     )
 
 
+def _after(norm: nn.Module, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return a layer with the scale (and shift) of the norm before it in its own weights."""
+    if isinstance(norm.bias if isinstance(norm, nn.LayerNorm) else None, Tensor):
+        shift = weight @ norm.bias  # type: ignore[operator]
+        bias = shift if bias is None else bias + shift
+    scale = norm.weight
+    return (weight * scale, bias) if isinstance(scale, Tensor) else (weight, bias)
+
+
 def _norm(norm: nn.Module) -> Map:
+    """Return a norm without scale and shift, (B, C) -> (B, C)."""
     if isinstance(norm, nn.RMSNorm):
-        return partial(F.rms_norm, normalized_shape=norm.normalized_shape, weight=norm.weight, eps=norm.eps)
+        eps = torch.finfo(norm.weight.dtype).eps if norm.eps is None else norm.eps
+        return lambda x: x * x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
     assert isinstance(norm, nn.LayerNorm)
     shape = list(norm.normalized_shape)
-    return partial(F.layer_norm, normalized_shape=shape, weight=norm.weight, bias=norm.bias, eps=norm.eps)
+    return partial(F.layer_norm, normalized_shape=shape, eps=norm.eps)
 
 
 def step(x: Tensor, weights: Sequence[Weights], caches: Sequence[KVCache]) -> Tensor:
     """Move one token a row (B, C) through all blocks, causally; the caches then hold it too. Returns (B, C)."""
+    rows = x.shape[0]
     for block, cache in zip(weights, caches, strict=True):
-        q, k, v = block.qkv(block.norm1(x)).view(len(x), 3, block.heads, 1, -1).unbind(1)
-        keys, values = cache.append(k, v)
-        mixed = F.scaled_dot_product_attention(q, keys, values).reshape(x.shape[0], -1)
-        x = _add(x, mixed, *block.proj)
-        x = _add(x, block.hidden(block.norm2(x)), *block.out)
+        three = F.linear(block.norm1(x), *block.qkv).view(rows, 3, block.heads, -1)
+        keys, values = cache.append_one(three[:, 1:].transpose(0, 1))
+        mixed = F.scaled_dot_product_attention(three[:, 0].unsqueeze(2), keys, values)
+        x = _add(x, mixed.view(rows, -1), *block.proj)
+        x = _add(x, block.act(F.linear(block.norm2(x), *block.up)), *block.down)
     return x
 
 
