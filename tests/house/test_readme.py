@@ -64,6 +64,7 @@ PAGES = [
     "docs/tour/attention.md",
     "docs/tour/hybrid.md",
     "docs/tour/resnet.md",
+    "docs/tour/retnet.md",
     "docs/guide/models.md",
     "docs/guide/explain.md",
 ]

@@ -212,10 +212,10 @@ def _walk(model: SequenceModel, state: State, tokens: Tensor, limits: Limits, ch
     out = torch.full((count, limits.max_length), limits.specials.pad, dtype=torch.int64, device=device)
     scores = torch.zeros(count, dtype=torch.float32, device=device)
     where = torch.arange(count, device=device)  # source of each row
-    going = torch.ones(count, dtype=torch.bool, device=device)
+    going, left = torch.ones(count, dtype=torch.bool, device=device), count
     for at in range(limits.max_length if count else 0):
         values, tokens = choose(model.step(tokens, state))
-        if bool(going.all()):
+        if left == len(where):
             out[where, at], scores[where] = tokens, scores[where] + values
         else:  # rows that wait to leave
             out[where[going], at] = tokens[going]

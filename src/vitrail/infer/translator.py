@@ -6,7 +6,7 @@ B sentences, S source tokens, L decoded tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vitrail.data.tokenizer import Tokenizer
 from vitrail.errors import UsageError, require_known
@@ -192,15 +193,29 @@ def decode_tokens(
 
 
 def decode_rows(model: Any, source: Tensor, keep: Tensor, *, beam: int, length_penalty: float, extra: int) -> Tensor:
-    """Return the tokens found for each source (B, S), ended by eos and filled up: (B, L) int64 on the CPU."""
-    return _decode(model, source, keep, beam=beam, length_penalty=length_penalty, extra=extra).tokens.cpu()
+    """Return the tokens found for each source (B, S), ended by eos and filled up: (B, S + extra) int64 on the CPU.
+
+    The width follows from the source alone: several processes that share a batch have equal ones.
+    """
+    found = _decode(model, source, keep, beam=beam, length_penalty=length_penalty, extra=extra).tokens.cpu()
+    return F.pad(found, (0, source.shape[1] + extra - found.shape[1]), value=model.config.specials.pad)
 
 
 def _decode(model: Any, source: Tensor, keep: Tensor, *, beam: int, length_penalty: float, extra: int) -> Decoded:
     limits = Limits(model.config.specials, source.shape[1] + extra)
     if beam == 1:
-        return greedy(model, source, keep, limits=limits)
-    return beam_search(model, source, keep, limits=limits, beams=beam, length_penalty=length_penalty)
+        found = greedy(model, source, keep, limits=limits)
+    else:
+        found = beam_search(model, source, keep, limits=limits, beams=beam, length_penalty=length_penalty)
+    return _cut(found, keep.sum(1).to(found.lengths.device) + extra, model.config.specials.pad)
+
+
+def _cut(found: Decoded, most: Tensor, pad: int) -> Decoded:
+    """Hold each row to its own limit (B,): a sentence is not translated further because it stands with a longer one."""
+    over = found.lengths + found.ended > most
+    beyond = torch.arange(found.tokens.shape[1], device=most.device) >= most[:, None]
+    tokens = found.tokens.masked_fill(beyond & over[:, None], pad)
+    return replace(found, tokens=tokens, lengths=torch.minimum(found.lengths, most), ended=found.ended & ~over)
 
 
 def padded(rows: list[list[int]], specials: Specials) -> tuple[Tensor, Tensor]:

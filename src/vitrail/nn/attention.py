@@ -20,6 +20,7 @@ from .shortcuts import as_made, at_once
 
 MOST_WEIGHTS = 2**27  # weights of one call that may be held for speed: 256 MiB in bf16
 SHORT = 144  # tokens up to which the fused kernel reads views as fast as it would copies
+FEW = 8  # queries that do not repay a copy of the keys: those of a step
 
 Bias = Tensor | Callable[[Tensor], Tensor]
 
@@ -57,9 +58,10 @@ def attend(
         ValueError: ``causal`` with more queries than keys, or a ``keep`` that is not bool.
     """
     products = tape is not None or _products_are_faster(q, k, bias)
-    many = q.shape[-2] > 1  # one query reads its keys once: a copy of a cache would cost more than that
-    if q.device.type == "cpu" and many and not torch.compiler.is_compiling() and (products or k.shape[-2] > SHORT):
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # the kernels are slower on views of one matrix
+    long = products or k.shape[-2] > SHORT
+    if q.device.type == "cpu" and not torch.compiler.is_compiling() and long and q.shape[-2] > FEW:
+        # the kernels are slower on views of one matrix; but few queries read their cached keys once, as they lie
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     if causal and q.shape[-2] > k.shape[-2]:
         raise ValueError(f"causal attention expected at most {k.shape[-2]} queries (one a key), got {q.shape[-2]}")
     if not products and causal and bias is None and keep is None and q.shape[-2] == k.shape[-2]:

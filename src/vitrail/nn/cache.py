@@ -5,14 +5,20 @@ B batch, H heads, M keys so far, D width of one head.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 class KVCache:
-    """A growing store of keys and values (B, H, M, D); room doubles, so that appending costs O(1) on average."""
+    """A growing store of keys and values (B, H, M, D); room doubles, so that appending costs O(1) on average.
+
+    They lie in memory as (B, M, H, D): a step writes one piece a row, and a row is moved as one piece.
+    """
 
     def __init__(self) -> None:
-        self._both: Tensor | None = None  # (2, B, H, room, D)
+        self._k: Tensor | None = None
+        self._v: Tensor | None = None
+        self._spare: tuple[Tensor, Tensor] | None = None  # where rows are moved to; then they change places
         self.length = 0
 
     @property
@@ -22,44 +28,49 @@ class KVCache:
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store ``k`` and ``v`` (B, H, n, D) after what is there; return all keys and all values."""
-        store, start = self._make_room(k), self.length
-        self.length += k.shape[2]
-        store[0, :, :, start : self.length] = k
-        store[1, :, :, start : self.length] = v
+        end = self.length + k.shape[2]
+        self._k = _with_room(self._k, k, self.length, end)
+        self._v = _with_room(self._v, v, self.length, end)
+        self._k[:, self.length : end] = k.transpose(1, 2)
+        self._v[:, self.length : end] = v.transpose(1, 2)
+        self.length = end
         return self.read()
-
-    def append_one(self, both: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values (2, B, H, D) of one more token; return all keys and all values."""
-        store = self._both
-        if store is None or store.shape[3] == self.length:
-            store = self._make_room(both[0, :, :, None])
-        store.select(3, self.length).copy_(both)
-        self.length += 1
-        k, v = store.narrow(3, 0, self.length).unbind(0)
-        return k, v
 
     def read(self) -> tuple[Tensor, Tensor]:
         """Return all keys and all values stored so far; views, not copies."""
-        if self._both is None:
+        if self._k is None or self._v is None:
             raise ValueError("expected a cache that was filled, got an empty one: call append first")
-        k, v = self._both[:, :, :, : self.length].unbind(0)
-        return k, v
+        return self._k[:, : self.length].transpose(1, 2), self._v[:, : self.length].transpose(1, 2)
 
     def select(self, rows: Tensor) -> None:
         """Keep the batch rows ``rows`` (b,) int64, in that order: what beam search does after each step."""
-        if self._both is not None:
-            self._both = self._both[:, rows]
+        if self._k is None or self._v is None:
+            return
+        spare = self._spare or (None, None)
+        self._spare = self._k, self._v
+        self._k = _moved(self._k, spare[0], rows, self.length)
+        self._v = _moved(self._v, spare[1], rows, self.length)
 
-    def _make_room(self, new: Tensor) -> Tensor:
-        """Return the store, large enough for ``new`` (B, H, n, D) behind what it holds."""
-        store, end = self._both, self.length + new.shape[2]
-        if store is None or store.shape[3] < end:
-            room = end if store is None else max(end, 2 * store.shape[3])
-            grown = new.new_empty(2, new.shape[0], new.shape[1], room, new.shape[3])
-            if store is not None:
-                grown[:, :, :, : self.length] = store[:, :, :, : self.length]
-            self._both = store = grown
+
+def _with_room(store: Tensor | None, new: Tensor, used: int, end: int) -> Tensor:
+    if store is not None and store.shape[1] >= end:
         return store
+    room = end if store is None else max(end, 2 * store.shape[1])
+    grown = new.new_empty(new.shape[0], room, new.shape[1], new.shape[3])
+    if store is not None:
+        grown[:, :used] = store[:, :used]
+    return grown
+
+
+def _moved(store: Tensor, spare: Tensor | None, rows: Tensor, used: int) -> Tensor:
+    """Return the first ``used`` keys of ``rows``, with the same room; in ``spare`` if that is large enough."""
+    if torch.is_grad_enabled() and store.requires_grad:
+        return store[rows]
+    if spare is None or spare.shape[0] < len(rows) or spare.shape[1] < store.shape[1] or spare.requires_grad:
+        spare = store.new_empty(len(rows), *store.shape[1:])
+    into = spare[: len(rows)]
+    torch.index_select(store[:, :used], 0, rows, out=into[:, :used])
+    return into
 
 
 def caches(count: int) -> list[KVCache]:

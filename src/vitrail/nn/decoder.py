@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from .attention import Attention
 from .cache import KVCache, caches
 from .dropout import Dropout
+from .fused import eager_linear
+from .quick import QuickLayer, quick_layers, steps_quickly
 from .steps import State
 
 
@@ -136,6 +138,7 @@ class DecoderLayer(_Layer):
         context: Tensor | None = None,
         keep: Tensor | None = None,
         *,
+        bias: Tensor | None = None,
         memory: State | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
@@ -145,19 +148,22 @@ class DecoderLayer(_Layer):
             x: tokens of the text; with a memory, those that follow what it has read.
             context: source (B, S, C) for the cross-attention; w = R / B rows in a row are of one source.
             keep: (B, S) bool, True where the source is real.
+            bias: the same as 0 and minus infinity, (B, 1, 1, S): what many steps need is made once.
             memory: what the mixer has read so far.
             cache: keys and values of the source, filled at the first call.
         """
         x = self._add(x, self.norm1, lambda y: self.mixer(y, memory))
         if context is not None:
-            x = self._add(x, self.norm2, lambda y: self._read(y, context, keep, cache))
+            x = self._add(x, self.norm2, lambda y: self._read(y, context, keep, bias, cache))
         return self._add(x, self.norm3, self.mlp)
 
-    def _read(self, x: Tensor, context: Tensor, keep: Tensor | None, cache: KVCache | None) -> Tensor:
+    def _read(
+        self, x: Tensor, context: Tensor, keep: Tensor | None, bias: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
         """Attend to the source; the rows of one source ask as if they were more tokens of one row."""
         assert self.cross is not None
         asked = x.reshape(context.shape[0], -1, x.shape[-1])
-        answer: Tensor = self.cross(asked, context, keep=keep, cache=cache)
+        answer: Tensor = self.cross(asked, context, keep=keep, bias=bias, cache=cache)
         return answer.view(x.shape)
 
 
@@ -170,6 +176,7 @@ class DecoderState:
         keep: (B, S) bool, True where a source is real.
 
     Attributes:
+        quick: the layers as their weights, where steps may go by these; None where not.
         length: tokens read so far.
         width: rows that share a source; rows 0 .. w - 1 are of the first one.
     """
@@ -178,9 +185,15 @@ class DecoderState:
         self.memories = list(memories)
         self.caches = caches(len(self.memories))
         self.context = context
-        self.keep = keep
+        self.bias = None if keep is None or context is None else _as_bias(keep, context)
+        self.quick: list[QuickLayer] | None = None
         self.length = 0
         self.width = 1
+
+    @property
+    def read_source(self) -> bool:
+        """Whether the keys and values of the source, if there is one, are there."""
+        return self.context is None or all(cache.filled for cache in self.caches)
 
     def select(self, rows: Tensor) -> None:
         """Keep the rows ``rows`` (b,) int64, in that order; what rows of one source share is not copied."""
@@ -194,9 +207,14 @@ class DecoderState:
         self.width = int(counts[0]) if even else 1
         if len(kept) != len(self.context) or bool((kept != torch.arange(len(kept), device=kept.device)).any()):
             self.context = self.context[kept]
-            self.keep = None if self.keep is None else self.keep[kept]
+            self.bias = None if self.bias is None else self.bias[kept]
             for cache in self.caches:
                 cache.select(kept)
+
+
+def _as_bias(keep: Tensor, context: Tensor) -> Tensor:
+    """Return what is added to scores: (B, S) bool -> (B, 1, 1, S), 0 where True and minus infinity elsewhere."""
+    return context.new_zeros(len(keep), 1, 1, keep.shape[1]).masked_fill(~keep[:, None, None], float("-inf"))
 
 
 class Encoder(nn.Module):
@@ -233,12 +251,25 @@ class Decoder(nn.Module):
     def begin(self, context: Tensor | None = None, keep: Tensor | None = None) -> DecoderState:
         """Return the state before the first token of the text."""
         mixers = [layer.mixer for layer in self.layers if isinstance(layer, DecoderLayer)]
-        return DecoderState([mixer.new_memory() for mixer in mixers], context, keep)
+        state = DecoderState([mixer.new_memory() for mixer in mixers], context, keep)
+        state.quick = quick_layers(self, self.layers)
+        return state
 
     def step(self, x: Tensor, state: DecoderState) -> Tensor:
         """Read the tokens (R, T, C) that follow; returns (R, T, C), and ``state`` moves on by T."""
-        for layer, memory, cache in zip(self.layers, state.memories, state.caches, strict=True):
-            x = layer(x, state.context, state.keep, memory=memory, cache=cache)
+        if state.quick is not None and state.read_source and steps_quickly(x):
+            x = self._step_quickly(x[:, 0], state.quick, state)[:, None]
+        else:
+            for layer, memory, cache in zip(self.layers, state.memories, state.caches, strict=True):
+                x = layer(x, state.context, bias=state.bias, memory=memory, cache=cache)
         state.length += x.shape[1]
         out: Tensor = self.norm(x)
         return out
+
+    def _step_quickly(self, x: Tensor, layers: Sequence[QuickLayer], state: DecoderState) -> Tensor:
+        """(R, C) -> (R, C)."""
+        product = eager_linear(x)
+        for layer, memory, cache in zip(layers, state.memories, state.caches, strict=True):
+            assert isinstance(memory, KVCache)
+            x = layer(x, product, memory, None if state.context is None else (cache, state.bias))
+        return x

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from .shortcuts import at_once
 
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
 
 
@@ -57,6 +58,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out
 
 
+def eager_linear(x: Tensor) -> Product:
+    """Return :func:`linear` for tensors of the kind of ``x``, with its questions asked once for many calls."""
+    kernel = _kernel("_linear_pointwise", x, x, None)
+    if kernel is None:
+        return F.linear
+
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if x.numel() * weight.shape[0] < LARGE:
+            return F.linear(x, weight, bias)
+        out: Tensor = kernel(x, weight, bias, "none", [], "")
+        return out
+
+    return product
+
+
 def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation) -> Tensor:
     """Return ``act(x weightᵀ + bias)``: (..., C) -> (..., C')."""
     kernel = _kernel("_linear_pointwise", x, weight, bias) if act in _NAMES else None
@@ -90,7 +106,7 @@ def _kernel(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, *, least:
     """Return oneDNN's kernel if it may be used on these tensors, and is asked for ``least`` multiply-adds or more."""
     if x.device.type != "cpu" or torch.is_grad_enabled() or not at_once():
         return None
-    if torch.is_autocast_enabled("cpu") or x.numel() * len(weight) < least:
+    if torch.is_autocast_enabled("cpu") or x.numel() * weight.shape[0] < least:
         return None
     if type(weight) not in (Tensor, nn.Parameter):  # quantised or sharded ones, whose products are their own
         return None

@@ -13,7 +13,7 @@ arXiv 2106.13797).
 Xavier-uniform matrices, biases zero; recurrent layers as torch makes them: all uniform within C ** -0.5.
 ``retnet``: Xavier-uniform matrices in retention, of gain 2^-2.5 into it and 1/2 out of it; tables of tokens and the
 output N(0, 1 / width); the rest as torch makes linear layers (torchscale, the code of Sun et al. 2023, arXiv
-2307.08621, since November 2023).
+2307.08621, in its repository; its release 0.3.0 has gain 1 where this has 1/2).
 ``transformer``: Xavier-uniform matrices, q, k and v as the one matrix they are stored in, embeddings and the output
 layer N(0, 1 / width), padding and biases zero (fairseq's code of Vaswani et al. 2017, arXiv 1706.03762).
 ``normal``: matrices, embeddings and tables N(0, 0.02), padding and biases zero (Devlin et al. 2019, arXiv 1810.04805;

@@ -112,10 +112,9 @@ def step(x: Tensor, weights: Sequence[Weights], caches: Sequence[KVCache]) -> Te
     """Move one token a row (B, C) through all blocks, causally; the caches then hold it too. Returns (B, C)."""
     rows = x.shape[0]
     for block, cache in zip(weights, caches, strict=True):
-        three = F.linear(block.norm1(x), *block.qkv).view(rows, 3, block.heads, -1)
-        keys, values = cache.append_one(three[:, 1:].transpose(0, 1))
-        mixed = F.scaled_dot_product_attention(three[:, 0].unsqueeze(2), keys, values)
-        x = _add(x, mixed.view(rows, -1), *block.proj)
+        q, k, v = F.linear(block.norm1(x), *block.qkv).view(rows, 3, block.heads, 1, -1).unbind(1)
+        mixed = F.scaled_dot_product_attention(q, *cache.append(k, v))
+        x = _add(x, mixed.reshape(rows, -1), *block.proj)
         x = _add(x, block.act(F.linear(block.norm2(x), *block.up)), *block.down)
     return x
 

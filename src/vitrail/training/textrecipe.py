@@ -114,7 +114,7 @@ def resolve_text(
     size = 2 ** round(math.log2(max(300, facts.words / 100)))
     settle("tokenizer.vocab_size", min(32_000, max(512, size)), f"{facts.words:,} words on both sides")
     _steps(recipe, facts, device, settle)
-    _rates(recipe, name, settle)
+    _rates(recipe, settle)
     _machine(recipe, name, device, settle)
     chosen = nested({d.key: d.value for d in made}, "the defaults")
     settled = TranslateRecipe.check(merge(recipe.model_dump(mode="json"), chosen))
@@ -140,12 +140,14 @@ def _steps(recipe: TranslateRecipe, facts: TextFacts, device: torch.device, sett
     settle("schedule.timescale_epochs", (warmup or 1.0) if s.name == "rsqrt" else None, "as long as the warm-up")
 
 
-def _rates(recipe: TranslateRecipe, model: str, settle: Any) -> None:
-    """Settle the optimiser: Muon for Transformers, whose weights are matrices between norms; AdamW for the others."""
-    matrices = hasattr(config_of(model), "num_heads")
-    name = settle("optim.name", "muon" if matrices else "adamw", "measured on Multi30k")
-    lr = settle("optim.lr", 3e-3 if name == "muon" else 2e-3, "measured on Multi30k")
-    settle("optim.weight_decay", 0.05 if name == "muon" else 0.01, "measured on Multi30k")
+def _rates(recipe: TranslateRecipe, settle: Any) -> None:
+    """Settle the optimiser: AdamW with the paper's second beta."""
+    name, tried = settle("optim.name", "adamw", "what these models are trained with"), "tried on Multi30k"
+    base = 1e-2 if name == "muon" else 2e-3
+    lr = settle("optim.lr", base, tried)
+    settle("optim.weight_decay", 0.01, tried)
+    if name == "adamw":
+        settle("optim.betas", [0.9, 0.98], "the paper's values")
     for key in ALL_OPTIONS:
         settle(f"optim.{key}", HABITS[name].options.get(key), HABITS[name].reason)
     if recipe.schedule.name in ENDLESS:

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitrail.errors import WeightsError
 from vitrail.models.retnet import RetNetConfig
 
-from .base import Family
+from .text import TextFamily
 
 if TYPE_CHECKING:
     from vitrail.weights.source import Source
@@ -18,17 +18,8 @@ if TYPE_CHECKING:
 OUTPUT, TABLE = "output_projection.weight", "embed_tokens.weight"
 
 
-class RetNetFamily(Family):
+class RetNetFamily(TextFamily):
     """Our own names are what is stored; torchscale's are read and written too."""
-
-    stored_layout = "vitrail"
-
-    def describe(self, config: Any) -> str:
-        words = f"width {config.embed_dim}, {config.num_heads} heads, vocabulary {config.vocab_size}"
-        if isinstance(config, RetNetConfig):
-            hidden = f"hidden {config.hidden_dim} ({config.feedforward})"
-            return f"{words}, depth {config.depth}, values {config.value_dim}, {hidden}"
-        return f"{words}, layers {config.encoder_depth} and {config.decoder_depth}, hidden {config.hidden_dim}"
 
     def optional(self, config: Any) -> tuple[str, ...]:
         return (OUTPUT,) if _tied(config) else ()

@@ -6,7 +6,9 @@ it loads.
 
 from __future__ import annotations
 
-from vitrail.weights.convert import Entry, Table, module, own_table
+from vitrail.weights.convert import Entry, Table, own_table
+
+from .transformer import VITRAIL as TRANSFORMER
 
 _RETENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "gate": "g_proj", "proj": "out_proj"}
 _LAYER = {
@@ -38,22 +40,10 @@ TORCHSCALE = Table(
 )
 
 
-def _encoder_decoder() -> tuple[Entry, ...]:
-    """The parts of a Transformer, with retention for the mixer of its decoder."""
-    attention = ("attn.qkv", "attn.proj")
-    parts = {
-        "encoder.layers.{i}": (*attention, "mlp.fc1", "mlp.fc2", "norm1", "norm2"),
-        "decoder.layers.{i}": ("cross.qkv", "cross.proj", "mlp.fc1", "mlp.fc2", "norm1", "norm2", "norm3"),
-    }
-    named = [f"{layer}.{part}" for layer, names in parts.items() for part in names]
-    return (
-        *(_weight(name, name) for name in ("embed", "target_embed", "output")),
-        Entry("output_bias", ("output_bias",)),
-        *(entry for name in (*named, "encoder.norm", "decoder.norm") for entry in module(name, name)),
-        *(_weight(name, name) for name in (f"decoder.layers.{{i}}.mixer.{part}" for part in _RETENTION)),
-    )
-
-
-VITRAIL = own_table((*TORCHSCALE_ENTRIES, *_encoder_decoder()), HEAD)
+_ENCODER_DECODER = (  # a Transformer with retention for the mixer of its decoder
+    *(entry for entry in TRANSFORMER.entries if ".mixer." not in entry.ours),
+    *(_weight(name, name) for name in (f"decoder.layers.{{i}}.mixer.{part}" for part in _RETENTION)),
+)
+VITRAIL = own_table((*TORCHSCALE_ENTRIES, *_ENCODER_DECODER), HEAD)
 
 TABLES: tuple[Table, ...] = (VITRAIL, TORCHSCALE)
