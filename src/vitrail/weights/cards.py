@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from vitrail.errors import WeightsError, did_you_mean
 
 Triple = tuple[float, float, float]
+T = TypeVar("T")
 SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
 HALF: Triple = (0.5, 0.5, 0.5)
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
@@ -92,12 +93,16 @@ class Card:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Card:
         """Read what :meth:`to_json` wrote; unknown keys are an error."""
-        known = {f.name for f in fields(cls)}
-        strangers = sorted(data.keys() - known)
-        if strangers:
-            raise WeightsError(f"unknown key {strangers[0]!r} on a card.{did_you_mean(strangers[0], known)}")
-        pairs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**pairs)
+        return read_card(cls, data)
+
+
+def read_card(kind: type[T], data: Mapping[str, Any]) -> T:
+    """Return a card of plain data, whatever its kind; unknown keys are an error."""
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    strangers = sorted(data.keys() - known)
+    if strangers:
+        raise WeightsError(f"unknown key {strangers[0]!r} on a card.{did_you_mean(strangers[0], known)}")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
 
 @cache

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from torch import nn
 
-from vitrail.errors import WeightsError, did_you_mean
+from vitrail.errors import WeightsError
 from vitrail.models import build, config_from_dict, config_to_dict
 
 from . import configs
 from .atomic import new_folder
+from .cards import read_card
 from .read import WEIGHTS, read_folder_tensors, read_json, sha256
 from .source import to_folder
 
@@ -54,12 +55,7 @@ class TextCard:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TextCard:
         """Read plain data; unknown keys are an error."""
-        known = {f.name for f in fields(cls)}
-        strangers = sorted(data.keys() - known)
-        if strangers:
-            raise WeightsError(f"unknown key {strangers[0]!r} on a card.{did_you_mean(strangers[0], known)}")
-        pairs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**pairs)
+        return read_card(cls, data)
 
 
 @dataclass(frozen=True)
