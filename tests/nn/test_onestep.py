@@ -34,9 +34,16 @@ def test_equals_the_blocks(norm, act, bias):
     whole = x
     for block in blocks:
         whole = block(whole, causal=True)
-    weights, memory = onestep.gather(blocks), caches(2)
-    found = torch.stack([onestep.step(x[:, i], weights, memory) for i in range(7)], 1)
-    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
+    read = caches(2)
+    y = x[:, :2]
+    for block, cache in zip(blocks, read, strict=True):
+        y = block(y, causal=True, cache=cache)
+    weights, memories = onestep.gather(blocks), [onestep.Memory(7, cache) for cache in read]
+    found = torch.stack([onestep.step(x[:, i], weights, memories) for i in range(2, 7)], 1)
+    torch.testing.assert_close(found, whole[:, 2:], atol=1e-5, rtol=1e-4)
+    assert memories[0].length == 7
+    nothing = [onestep.Memory(7, cache) for cache in caches(2)]
+    torch.testing.assert_close(onestep.step(x[:, 0], weights, nothing), whole[:, 0], atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -128,16 +128,26 @@ class PixelState:
         self.caches = caches(depth)
         self.positions = positions
         self.weights: list[onestep.Weights] | None = None
+        self.memories: list[onestep.Memory] = []
+
+    def take_steps(self, blocks: nn.ModuleList) -> None:
+        """Go on by the bare operators, if the blocks allow it."""
+        self.weights = onestep.gather(blocks)
+        if self.weights is not None:
+            self.memories = [onestep.Memory(self.positions.shape[1], cache) for cache in self.caches]
+            self.caches = []
 
     @property
     def length(self) -> int:
         """Tokens read so far."""
-        return self.caches[0].length
+        return (self.memories or self.caches)[0].length
 
     def select(self, rows: Tensor) -> None:
         """Keep the rows ``rows`` (b,) int64, in that order, repeats allowed: in place."""
         for cache in self.caches:
             cache.select(rows)
+        for memory in self.memories:
+            memory.select(rows)
 
 
 class IGPT(nn.Module):
@@ -316,7 +326,7 @@ class IGPT(nn.Module):
         state = PixelState(self.config.depth, self.positions(self.config.img_size if grid is None else grid))
         if source.shape[1]:
             self._advance(source, state)
-        state.weights = onestep.gather(self.blocks)
+        state.take_steps(self.blocks)
         return state
 
     def step(self, tokens: Tensor, state: PixelState) -> Tensor:
@@ -335,8 +345,8 @@ class IGPT(nn.Module):
             raise ValueError(f"expected at most {state.positions.shape[1]} tokens, one a pixel, got {last}")
         cache: KVCache
         x: Tensor = self.pos_drop(self._look_up(tokens) + state.positions[:, first:last])
-        if state.weights is not None and tokens.shape[1] == 1:
-            return onestep.step(x[:, 0], state.weights, state.caches)[:, None]
+        if state.weights is not None:
+            return onestep.step(x[:, 0], state.weights, state.memories)[:, None]
         for block, cache in zip(self.blocks, state.caches, strict=True):
             x = block(x, causal=True, cache=cache)
         return x

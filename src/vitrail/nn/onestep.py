@@ -108,12 +108,43 @@ def _norm(norm: nn.Module) -> Map:
     return partial(F.layer_norm, normalized_shape=shape, eps=norm.eps)
 
 
-def step(x: Tensor, weights: Sequence[Weights], caches: Sequence[KVCache]) -> Tensor:
-    """Move one token a row (B, C) through all blocks, causally; the caches then hold it too. Returns (B, C)."""
+class Memory:
+    """Keys and values of one block, for at most ``room`` tokens: those of each head lie side by side.
+
+    One query reads them all, and reads them fastest in this order; :class:`~vitrail.nn.cache.KVCache` has the order in
+    which rows are moved fastest, as beams do.
+    """
+
+    def __init__(self, room: int, cache: KVCache) -> None:
+        self.room, self.length = room, cache.length
+        self._store: Tensor | None = None  # (2, B, H, room, D)
+        if cache.filled:
+            both = torch.stack(cache.read())
+            self._store = both.new_empty(*both.shape[:3], room, both.shape[4])
+            self._store[:, :, :, : self.length] = both
+
+    def append(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values (2, B, H, D) of one more token; return all keys and all values (B, H, M, D)."""
+        if self._store is None:
+            self._store = both.new_empty(*both.shape[:3], self.room, both.shape[3])
+        self._store.select(3, self.length).copy_(both)
+        self.length += 1
+        k, v = self._store.narrow(3, 0, self.length).unbind(0)
+        return k, v
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the batch rows ``rows`` (b,) int64, in that order."""
+        if self._store is not None:
+            self._store = self._store[:, rows]
+
+
+def step(x: Tensor, weights: Sequence[Weights], memories: Sequence[Memory]) -> Tensor:
+    """Move one token a row (B, C) through all blocks, causally; the memories then hold it too. Returns (B, C)."""
     rows = x.shape[0]
-    for block, cache in zip(weights, caches, strict=True):
-        q, k, v = F.linear(block.norm1(x), *block.qkv).view(rows, 3, block.heads, 1, -1).unbind(1)
-        mixed = F.scaled_dot_product_attention(q, *cache.append(k, v))
+    for block, memory in zip(weights, memories, strict=True):
+        three = F.linear(block.norm1(x), *block.qkv).view(rows, 3, block.heads, -1)
+        keys, values = memory.append(three[:, 1:].transpose(0, 1))
+        mixed = F.scaled_dot_product_attention(three[:, :1].transpose(1, 2), keys, values)
         x = _add(x, mixed.reshape(rows, -1), *block.proj)
         x = _add(x, block.act(F.linear(block.norm2(x), *block.up)), *block.down)
     return x
