@@ -29,16 +29,18 @@ from vitrail.infer.translator import Translator, load_translator
 from vitrail.tasks.translate import Translate
 
 COMMON = [
-    "train.threads=1", "tokenizer.vocab_size=4096", "train.batch_tokens=2048", "train.epochs=12",
+    "train.threads=1",
+    "tokenizer.vocab_size=4096",
+    "train.batch_tokens=2048",
     "optim={name: adamw, betas: [0.9, 0.98]}",
-]  # fmt: skip
+]
 NETWORKS = {  # row of the table -> name of the run and its own settings
-    "Transformer": ("transformer", "transformer_mini", ["optim.lr=1.5e-3", "model.drop_rate=0.2"]),
-    "RetNet decoder": ("retnet", "retnet_seq2seq_mini", ["optim.lr=1.5e-3", "model.drop_rate=0.2"]),
-    "GRU, attention": ("gru_attention", "gru_attention", ["optim.lr=2e-3"]),
-    "RNN, attention": ("rnn_attention", "rnn_attention", ["optim.lr=1e-3"]),
-    "GRU": ("gru", "gru_seq2seq", ["optim.lr=2e-3"]),
-    "RNN": ("rnn", "rnn_seq2seq", ["optim.lr=1e-3"]),
+    "Transformer": ("transformer", "transformer_mini", ["optim.lr=2e-3", "model.drop_rate=0.2", "train.epochs=12"]),
+    "RetNet decoder": ("retnet", "retnet_seq2seq_mini", ["optim.lr=2e-3", "model.drop_rate=0.2", "train.epochs=12"]),
+    "GRU, attention": ("gru_attention", "gru_attention", ["optim.lr=2e-3", "train.epochs=12"]),
+    "RNN, attention": ("rnn_attention", "rnn_attention", ["optim.lr=1e-3", "train.epochs=8"]),
+    "GRU": ("gru", "gru_seq2seq", ["optim.lr=2e-3", "train.epochs=8"]),
+    "RNN": ("rnn", "rnn_seq2seq", ["optim.lr=1e-3", "train.epochs=8"]),
 }
 STEPS, SENTENCES, TOKENS = 4, 200, (10, 40)
 

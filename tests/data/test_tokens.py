@@ -80,10 +80,17 @@ def test_processes_share_each_batch() -> None:
     whole = TokenBatches(ENCODED, SPECIALS, tokens=300, shuffle=True)
     parts = [TokenBatches(ENCODED, SPECIALS, tokens=300, shuffle=True, part=(r, 3)) for r in range(3)]
     for batch, *shares in zip(whole.epoch(), *(p.epoch() for p in parts), strict=True):
-        assert len({share.source.shape for share in shares}) == 1
+        assert len({share.source.shape[1] for share in shares}) == 1
+        assert all(len(share) for share in shares)
         assert sum(share.count for share in shares) == batch.count
         indices = np.concatenate([share.indices[share.keep].numpy() for share in shares])
         assert indices.tolist() == batch.indices.tolist()
+
+
+def test_shares_of_an_evaluation_have_one_shape() -> None:
+    parts = [TokenBatches(ENCODED, SPECIALS, tokens=300, part=(r, 3)) for r in range(3)]
+    for shares in zip(*(p.epoch() for p in parts), strict=True):
+        assert len({share.target.shape for share in shares}) == 1
 
 
 def test_long_sentences_are_cut_and_counted() -> None:

@@ -21,7 +21,8 @@ from vitrail.training.recipe import Recipe
 from vitrail.weights import Card, save_folder
 
 CPU = torch.device("cpu")
-RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+ALL = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+RECIPES = [path for path in ALL if type(Recipe.load(path, environment={})) is Recipe]
 PAPERS = [path for path in RECIPES if "imagenet" in path.read_text(encoding="utf-8").lower()]
 # what is the machine's, or only says how often something is written, or how many labels an image has
 OPEN = {

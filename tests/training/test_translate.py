@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import vitrail
+from tests.house.source import REPOSITORY
 from vitrail.data.paralleltext import open_text
 from vitrail.data.tokenbatches import Encoded, TokenBatches
 from vitrail.data.tokenizer import SPECIALS, Tokenizer
@@ -127,6 +128,18 @@ def test_pretrained_weights_bring_their_tokenizer(text: Path, tmp_path: Path) ->
     second = train({"data.source": str(text)}, settings, say=said.append)
     assert any(line.startswith("pretrained: test_transformer") for line in said)
     assert (second.folder / "tokenizer.json").read_text() == (first / "tokenizer.json").read_text()
+
+
+TEXTS = [path for path in sorted((REPOSITORY / "recipes").glob("*.yaml")) if "task: translate" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
+def test_a_shipped_recipe_learns(text: Path, tmp_path: Path, path: Path) -> None:
+    changes = {**SMALL, "data.source": str(text), "out": str(tmp_path), "train.epochs": 1, "train.precision": "fp32"}
+    found = train(path, {**changes, "model.name": "test_transformer_pre_norm"}, say=lambda line: None)
+    lines = [json.loads(line) for line in (found.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("model", ["test_gru_attention", "test_rnn_seq2seq", "test_retnet_seq2seq"])

@@ -129,12 +129,17 @@ class TokenBatches:
             yield self._batch(batches[turn])
 
     def _batch(self, rows: NDArray[np.int64]) -> TextBatch:
-        """Fill the rows of this process, as wide as the whole batch needs: all processes' have one shape."""
+        """Fill the rows of this process, as wide as the whole batch needs.
+
+        In evaluation the rows are filled up so that all processes' have one shape. In training they are those of the
+        piece that one process alone would compute, so that dropout draws the same.
+        """
         rank, processes = self.part
         pad, width = self.specials.pad, max(len(self.data.source[i]) for i in rows)
         tall = max(len(self.data.target[i]) for i in rows)
         each = -(-len(rows) // processes)
         mine = rows[rank * each : (rank + 1) * each]
+        each = max(1, len(mine)) if self.shuffle else each
         source = np.full((each, width), pad, dtype=np.int64)
         target = np.full((each, tall), pad, dtype=np.int64)
         real, labels = np.zeros((each, width), dtype=bool), np.full((each, tall - 1), -1, dtype=np.int64)
