@@ -149,7 +149,9 @@ def fresh(name: str) -> Any:
     """Return a model with random weights whose texts do not end."""
     torch.manual_seed(0)
     config = config_of(name)
-    model = build(replace(config, head_bias=True, numerics=replace(config.numerics, layout="halves"))).eval()
+    numerics = replace(config.numerics, layout="halves")
+    config = replace(config, head_bias=True, norm_first=False, final_norm=False, numerics=numerics)  # as Marian is
+    model = build(config).eval()
     with torch.no_grad():
         model.output_bias[config.specials.eos] = -1e4
     return model

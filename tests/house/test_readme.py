@@ -66,6 +66,7 @@ PAGES = [
     "docs/tour/igpt.md",
     "docs/tour/resnet.md",
     "docs/tour/retnet.md",
+    "docs/tour/transformer.md",
     "docs/guide/models.md",
     "docs/guide/explain.md",
 ]

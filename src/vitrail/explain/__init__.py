@@ -18,6 +18,7 @@ _DOORS = {
     "attention_distances": "distance",
     "attention_maps": "maps",
     "draw_figures": "figures",
+    "draw_position_figures": "sinusoids",
     "deletion_insertion": "faithfulness",
     "gradients_through_time": "through_time",
     "write_report": "report",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .maps import AttentionMaps as AttentionMaps
     from .maps import attention_maps as attention_maps
     from .report import write_report as write_report
+    from .sinusoids import draw_position_figures as draw_position_figures
     from .through_time import gradients_through_time as gradients_through_time
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "attention_maps",
     "deletion_insertion",
     "draw_figures",
+    "draw_position_figures",
     "gradients_through_time",
     "record",
     "rollout",

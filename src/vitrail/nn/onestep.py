@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import Attention
+from .attention import Attention, attend
 from .cache import KVCache
 from .feedforward import FeedForward
 from .fused import ACTIVATIONS, Linear
@@ -144,7 +144,7 @@ def step(x: Tensor, weights: Sequence[Weights], memories: Sequence[Memory]) -> T
     for block, memory in zip(weights, memories, strict=True):
         three = F.linear(block.norm1(x), *block.qkv).view(rows, 3, block.heads, -1)
         keys, values = memory.append(three[:, 1:].transpose(0, 1))
-        mixed = F.scaled_dot_product_attention(three[:, :1].transpose(1, 2), keys, values)
+        mixed = attend(three[:, :1].transpose(1, 2), keys, values)
         x = _add(x, mixed.reshape(rows, -1), *block.proj)
         x = _add(x, block.act(F.linear(block.norm2(x), *block.up)), *block.down)
     return x
