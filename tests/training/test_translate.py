@@ -192,7 +192,7 @@ def test_the_likelihood_and_the_translations_are_those_of_the_network(text: Path
     tokenizer = Tokenizer.train([*pairs.source, *pairs.target], 300)
     encoded = Encoded.of(pairs, tokenizer, 64)
     torch.manual_seed(0)
-    model = Fixed(tokenizer.vocab_size)
+    model = Fixed(tokenizer.vocab_size).requires_grad_(False)
     answers = {tuple(row.tolist()): encoded.target[i][1:] for i, row in enumerate(encoded.source)}
 
     def oracle(_: nn.Module, source: Tensor, keep: Tensor) -> Tensor:

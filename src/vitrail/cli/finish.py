@@ -34,9 +34,10 @@ def finish(verb: str, as_json: bool, run: RunResult) -> None:
     task = run.summary["task"]
     text = task == "translate"
     picture = None if task in NO_CLASSES else _draw(folder)
-    counted = f"{run.metrics['count']:.0f} {'sentences' if text else 'images'} of {run.split}"
+    kind = f"sentences of {run.split}" if text else f"{'test' if run.split == 'test' else 'validation'} images"
     name, words = headline(run.metrics)[0], headline_words(run.metrics)
-    say(f"\n{name:<10} {words.removeprefix(name).strip()} on {counted}, which it was not trained on")
+    value = words.removeprefix(name).replace(" %", "%").strip()
+    say(f"\n{name:<10} {value} on {run.metrics['count']:.0f} {kind} that it was not trained on")
     say(f"run        {folder}")
     if picture is not None:
         say(f"attention  {picture}")

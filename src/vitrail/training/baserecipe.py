@@ -20,6 +20,8 @@ from vitrail.errors import UsageError, did_you_mean
 from .sections import Optim, Running, Schedule, Section
 
 PREFIX = "VITRAIL_"
+FIRST = ("task", "name", "out", "model", "data")
+"""What a recipe file begins with: what people look for."""
 
 
 class BaseRecipe(Section):
@@ -94,7 +96,9 @@ class BaseRecipe(Section):
 
     def to_yaml(self, header: str = "") -> str:
         """Return the recipe as YAML under ``header`` (made into comments); :meth:`load` reads it back equal."""
-        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+        content = self.model_dump(mode="json")
+        content = {key: content[key] for key in FIRST} | content
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
         return "".join(f"# {line}\n" if line else "#\n" for line in header.splitlines()) + text
 
     def flat(self) -> dict[str, Any]:
