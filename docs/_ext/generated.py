@@ -1,6 +1,6 @@
 """Directives that write tables from the code itself, so that the pages cannot drift from it.
 
-``{recipe-reference}``: every setting of a training recipe, from the ``Recipe`` model.
+``{recipe-reference}``: every setting of a training recipe, from its model; an argument names another task.
 ``{command-reference}``: every verb and option of the command line.
 ``{model-table}``: every model with its parameters and multiply-adds; ``{model-table} vit deit``: those of two families.
 ``{exit-codes}``: the errors and their codes.
@@ -74,14 +74,17 @@ def settings(model: Any, prefix: str = "") -> typing.Iterator[tuple[str, str, st
 
 
 class RecipeReference(Generated):
-    """Every setting of a recipe."""
+    """Every setting of a recipe; of images with labels, or of the task named."""
+
+    optional_arguments = 1
 
     def lines(self) -> list[str]:
-        from vitrail.training.recipe import Recipe
+        from vitrail.training.baserecipe import kind_of
 
+        chosen = kind_of({"task": self.arguments[0] if self.arguments else "classify"})
         rows = [
             f"| `{key}` | {cell(kind)} | {cell(default)} | {cell(text)} |"
-            for key, kind, default, text in settings(Recipe)
+            for key, kind, default, text in settings(chosen)
         ]
         return ["| setting | value | default | meaning |", "| --- | --- | --- | --- |", *rows]
 

@@ -63,6 +63,7 @@ def test_python_runs(home, code):
 PAGES = [
     "docs/tour/attention.md",
     "docs/tour/hybrid.md",
+    "docs/tour/igpt.md",
     "docs/tour/resnet.md",
     "docs/tour/retnet.md",
     "docs/tour/transformer.md",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitrail.nn import onestep
 from vitrail.nn.attention import Attention
 from vitrail.nn.cache import KVCache, caches
 from vitrail.nn.checks import require_heads, require_positive
@@ -126,16 +127,27 @@ class PixelState:
     def __init__(self, depth: int, positions: Tensor) -> None:
         self.caches = caches(depth)
         self.positions = positions
+        self.weights: list[onestep.Weights] | None = None
+        self.memories: list[onestep.Memory] = []
+
+    def take_steps(self, blocks: nn.ModuleList) -> None:
+        """Go on by the bare operators, if the blocks allow it."""
+        self.weights = onestep.gather(blocks)
+        if self.weights is not None:
+            self.memories = [onestep.Memory(self.positions.shape[1], cache) for cache in self.caches]
+            self.caches = []
 
     @property
     def length(self) -> int:
         """Tokens read so far."""
-        return self.caches[0].length
+        return (self.memories or self.caches)[0].length
 
     def select(self, rows: Tensor) -> None:
         """Keep the rows ``rows`` (b,) int64, in that order, repeats allowed: in place."""
         for cache in self.caches:
             cache.select(rows)
+        for memory in self.memories:
+            memory.select(rows)
 
 
 class IGPT(nn.Module):
@@ -314,6 +326,7 @@ class IGPT(nn.Module):
         state = PixelState(self.config.depth, self.positions(self.config.img_size if grid is None else grid))
         if source.shape[1]:
             self._advance(source, state)
+        state.take_steps(self.blocks)
         return state
 
     def step(self, tokens: Tensor, state: PixelState) -> Tensor:
@@ -332,6 +345,8 @@ class IGPT(nn.Module):
             raise ValueError(f"expected at most {state.positions.shape[1]} tokens, one a pixel, got {last}")
         cache: KVCache
         x: Tensor = self.pos_drop(self._look_up(tokens) + state.positions[:, first:last])
+        if state.weights is not None:
+            return onestep.step(x[:, 0], state.weights, state.memories)[:, None]
         for block, cache in zip(self.blocks, state.caches, strict=True):
             x = block(x, causal=True, cache=cache)
         return x
