@@ -102,7 +102,7 @@ def align(model: str, lines: list[str], *, out: Path | None, device: str, as_jso
     drawn = []
     for number, line in enumerate(lines, 1):
         found = translator.align(line)
-        path = found.plot(folder / f"alignment-{number}.png")
+        path = found.plot(folder / f"alignment-{number}.svg")
         say(f"{path.resolve()}  ({found.best()})\n  {line}\n  -> {found.result.text}")
         drawn.append({**found.result.to_json(), "layer": found.best(), "picture": path.resolve()})
     result("explain", as_json, explanations=drawn)

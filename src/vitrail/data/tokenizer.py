@@ -94,4 +94,4 @@ class Tokenizer:
     def names(self, row: Sequence[int]) -> list[str]:
         """Return each token of a row as people read it; one that goes on a word begins with "·"."""
         found = [self.inner.decode([i]) for i in row]
-        return [text.strip() if text.startswith(" ") or not text.strip() else f"·{text}" for text in found]
+        return [text.strip() or "·" if text.startswith(" ") else f"·{text}" for text in found]

@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vitrail.errors import UsageError
 
-from .colors import INK, PAPER, colorize
-from .draw import Bar, color_bar, enlarged, font, upright
+from .charts import FACE, text_of
+from .colors import INK, MUTED, PAPER, colorize
 from .record import record
 
 CROSS = ("cross", "attention")  # what attention to the source is called in Vitrail's models
@@ -47,24 +45,33 @@ def alignments(model: Any, source: Tensor, target: Tensor, keep: Tensor | None =
     return found
 
 
-def alignment_picture(weights: Tensor, source: Sequence[str], target: Sequence[str]) -> Image.Image:
-    """Draw weights (T, S) as a map: a row a target token, a column a source token, with a scale beside it."""
+def alignment_svg(weights: Tensor, source: Sequence[str], target: Sequence[str]) -> str:
+    """Draw weights (T, S) as SVG: a row a target token, a column a source token; words in any script."""
     shares = weights.float().cpu().numpy()
     if shares.shape != (len(target), len(source)):
         raise ValueError(f"expected weights ({len(target)}, {len(source)}), got {shares.shape}")
-    face = font(TEXT)
-    heads = [upright(word, TEXT, INK) for word in source]
-    left = 14 + max(int(face.getlength(word)) for word in target)
-    top = 10 + max(head.height for head in heads)
-    wide, high = CELL * len(source), CELL * len(target)
-    bar = Image.fromarray(color_bar(max(high, 120), Bar("0", f"{shares.max():.2f}", "share of attention"), size=TEXT))
-    canvas = Image.new("RGB", (left + wide + 20 + bar.width, top + max(high, bar.height) + 10), PAPER)
-    cells = enlarged(colorize(shares / max(float(np.max(shares)), 1e-9)), CELL)
-    canvas.paste(Image.fromarray(cells), (left, top))
-    draw = ImageDraw.Draw(canvas)
-    for i, head in enumerate(heads):
-        canvas.paste(head, (left + CELL * i + (CELL - head.width) // 2, top - 4 - head.height))
-    for i, word in enumerate(target):
-        draw.text((left - 8, top + CELL * i + CELL // 2), word, INK, face, anchor="rm")
-    canvas.paste(bar, (left + wide + 20, top))
-    return canvas
+    most = float(shares.max())
+    colors = colorize(shares / max(most, 1e-9))
+    left, top = (int(24 + 0.62 * TEXT * max(len(word) for word in words)) for words in (target, source))
+    wide, high = left + CELL * len(source) + 16, top + CELL * len(target) + 34
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}" '
+        f'role="img" aria-label="Attention to the source" font-family="{FACE}" font-size="{TEXT}">',
+        f'<rect width="{wide}" height="{high}" fill="{PAPER}"/>',
+    ]
+    for i, word in enumerate(source):
+        x, y = left + CELL * (i + 0.5) + TEXT / 3, top - 8
+        turn = f'transform="rotate(-90 {x:.1f} {y})"'
+        parts.append(f'<text x="{x:.1f}" y="{y}" fill="{INK}" {turn}>{text_of(word)}</text>')
+    for t, word in enumerate(target):
+        y = top + CELL * t
+        at = f'x="{left - 8}" y="{y + CELL / 2 + TEXT / 3:.1f}" text-anchor="end"'
+        parts.append(f'<text {at} fill="{INK}">{text_of(word)}</text>')
+        for s in range(len(source)):
+            color = "".join(f"{int(c):02x}" for c in colors[t, s])
+            title = text_of(f"{word} looked at {source[s]}: {shares[t, s]:.0%}")
+            place = f'x="{left + CELL * s}" y="{y}" width="{CELL}" height="{CELL}"'
+            parts.append(f'<rect {place} fill="#{color}"><title>{title}</title></rect>')
+    legend = f"a row: one token of the translation; dark 0, bright {most:.0%} of its attention"
+    parts.append(f'<text x="{left}" y="{high - 10}" font-size="{TEXT - 3}" fill="{MUTED}">{legend}</text></svg>')
+    return "".join(parts)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from vitrail.data.tokenizer import Tokenizer
 from vitrail.errors import UsageError, require_known
-from vitrail.explain.alignment import alignments
+from vitrail.explain.alignment import alignment_svg, alignments
 from vitrail.weights.textfolder import TextCard, open_text_folder
 
 from .decode import Decoded, Limits, beam_search, greedy
@@ -74,12 +74,11 @@ class Aligned:
         return max(self.layers, key=lambda name: float(self.layers[name].max(-1).values.mean()))
 
     def plot(self, path: str | Path, layer: str | None = None) -> Path:
-        """Draw the weights of a layer (default :meth:`best`) into an image file."""
-        from vitrail.explain.alignment import alignment_picture
+        """Draw the weights of a layer (default :meth:`best`) as SVG into a file."""
 
         name = self.best() if layer is None else layer
         require_known([name], list(self.layers), "layer")
-        alignment_picture(self.layers[name], self.source, self.target).save(path)
+        Path(path).write_text(alignment_svg(self.layers[name], self.source, self.target), encoding="utf-8")
         return Path(path)
 
 
