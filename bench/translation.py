@@ -63,7 +63,8 @@ def state_bytes(translator: Translator, tokens: int) -> int:
         state = model.begin(source, torch.ones(1, 20, dtype=torch.bool))
         for _ in range(tokens):
             model.step(torch.tensor([5]), state)
-    return sum(t.nbytes for t in held(state, set()))
+    weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    return sum(t.nbytes for t in held(state, weights))
 
 
 def held(thing: Any, seen: set[int]) -> list[Tensor]:
