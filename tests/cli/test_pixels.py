@@ -99,8 +99,8 @@ def test_sample_of_a_classifier_is_refused(vitrail, model_folder):
 def test_probe_by_layer(vitrail, run):
     ran = vitrail("probe", run, "--layers", "--images", 12)
     assert ran.code == 0, ran.err
-    rows = [line.split()[0] for line in ran.out.splitlines() if line.startswith(("raw", "embeddings", "block"))]
-    assert rows[-4:] == ["raw", "embeddings", "block", "block"]
+    rows = [line.split()[0] for line in ran.out.splitlines() if line.startswith(("raw", "embeddings", "block", "all"))]
+    assert rows[-5:] == ["raw", "embeddings", "block", "block", "all"]
     assert vitrail("probe", run, "--images", 3).code == 2
     assert "--draws has no effect with --layers" in vitrail("probe", run, "--layers", "--draws", 3).err
 

@@ -181,8 +181,9 @@ def test_completing(run, classes):
 
 def test_the_probe_by_layer(run, classes):
     report = probe_layers(run[0].folder, str(classes), images=20, say=str)
-    assert [entry["layer"] for entry in report.results] == ["raw pixels", "embeddings", "block 0", "block 1"]
-    assert [entry["width"] for entry in report.results] == [108, 32, 32, 32]
+    names = ["raw pixels", "embeddings", "block 0", "block 1", "all layers"]
+    assert [entry["layer"] for entry in report.results] == names
+    assert [entry["width"] for entry in report.results] == [108, 32, 32, 32, 96]
     assert report.images["train"] == 20
     assert all(0 <= entry["val"]["top1"] <= 1 for entry in report.results)
 

@@ -30,6 +30,7 @@ from .features import FeatureSet, Reader, extract
 from .run import open_model, share
 
 RAW = "raw pixels"
+ALL = "all layers"
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class LayersReport:
     Attributes:
         model, data: as they were given; ``network``: name on the model's card; ``img_size``: (H, W).
         images: split -> images that could be read; ``classes``: K.
-        results: one entry a layer, raw pixels first: ``layer`` in words, ``width``, ``l2``, and for ``val`` and
-            ``test`` (or None) ``top1``, ``low`` and ``high`` of the 95 % interval.
+        results: one entry a layer, raw pixels first and all layers together last: ``layer`` in words, ``width``,
+            ``l2``, and for ``val`` and ``test`` (or None) ``top1``, ``low`` and ``high`` of the 95 % interval.
     """
 
     model: str
@@ -126,11 +127,10 @@ def probe_layers(
     for note in data.notes:
         say(note)
     read, parts = _read(network, card, data, images, seed, batch_size, pick_device(device), show)
-    results, start = [], 0
-    for name, width in parts:
+    results = []
+    for name, start, width in _places(parts):
         here = {split: _columns(part, start, width) for split, part in read.items()}
         results.append({"layer": name, "width": width, **_fit(here, len(data.classes))})
-        start += width
         say(f"{name}: {results[-1]['val']['top1']:.2%} on validation")
     counts = {split: len(part) for split, part in read.items()}
     return LayersReport(str(model), source, card.name, card.input_size, counts, len(data.classes), results)
@@ -167,6 +167,16 @@ def few(images: ImageSet, count: int | None, seed: int) -> ImageSet:
         return images
     held = stratified_split(images.labels, count / len(images), seed=seed)[1]
     return images.subset(np.sort(held))
+
+
+def _places(parts: list[tuple[str, int]]) -> list[tuple[str, int, int]]:
+    """Return name, first column and width of each layer, and of all layers together (section 4.4 joins some)."""
+    found, start = [], 0
+    for name, width in parts:
+        found.append((name, start, width))
+        start += width
+    raw = parts[0][1]
+    return [*found, (ALL, raw, start - raw)]
 
 
 def _columns(part: FeatureSet, start: int, width: int) -> FeatureSet:
