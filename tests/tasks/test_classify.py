@@ -132,5 +132,5 @@ def test_wrong_use_is_refused() -> None:
         create_task("clasify", num_classes=2)
     with pytest.raises(UsageError, match="label_smoothing"):
         create_task("classify", num_classes=2, options={"smoothing": 0.1})
-    with pytest.raises(DataError, match="readable image"):
+    with pytest.raises(DataError, match="can be read, got none of the images"):
         evaluate(Classify(4), linear(), [replace(batch(), keep=torch.zeros(6, dtype=torch.bool))])
