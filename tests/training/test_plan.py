@@ -196,6 +196,7 @@ def test_recomputing_takes_less_and_the_batch_stays(photos: Path) -> None:
 
 
 def test_the_fastest_that_fits_is_first(photos: Path) -> None:
+    planned(photos, timed=True)  # what a first probe loads stays resident: two plans are compared below
     plan = planned(photos, timed=True)
     assert plan.choices[0].fits
     assert plan.choices[0].step_s == min(c.step_s for c in plan.choices)
