@@ -75,6 +75,8 @@ def test_a_run_leaves_what_a_user_needs(text: Path, tmp_path: Path) -> None:
     assert sum(bucket["sentences"] for bucket in details["by_length"]) == 12
     assert "auto" not in (found.folder / "recipe.yaml").read_text().replace("# ", "")
     translator = vitrail.load(found.folder)
+    with pytest.raises(UsageError, match="img_size has no effect"):
+        vitrail.load(found.folder, img_size=32)
     answer = translator("one two")
     assert isinstance(answer.text, str)
     assert translator(["", "one two"])[0].text == ""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vitrail.errors import UsageError
 from vitrail.weights import open_folder
 from vitrail.weights.textfolder import is_text_folder
 
@@ -34,12 +35,21 @@ def load(
         img_size: input size in pixels, an int or (H, W), of images; default the card's.
         batch_size: images or sentences that run through the model at once.
 
-    Raises :class:`WeightsError` if there is no usable model at ``source``.
+    Raises:
+        WeightsError: there is no usable model at ``source``.
+        UsageError: an option of images for a model that reads text or paints.
     """
-    if is_text_folder(source):
-        return load_translator(source, device=device, batch_size=batch_size)
-    if _paints(source):
-        return load_painter(source, device=device)
+    text = is_text_folder(source)
+    if text or _paints(source):
+        given = {"dtype": dtype != "float32", "img_size": img_size is not None}
+        idle = [name for name, on in given.items() if on]
+        if idle:
+            raise UsageError(f"{idle[0]} has no effect on {source}, which classifies no images; mend: leave it out")
+        return (
+            load_translator(source, device=device, batch_size=batch_size)
+            if text
+            else load_painter(source, device=device)
+        )
     return load_predictor(source, device=device, dtype=dtype, img_size=img_size, batch_size=batch_size)
 
 

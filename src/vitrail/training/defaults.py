@@ -21,7 +21,7 @@ from vitrail.errors import DataError, UsageError
 from vitrail.models import config_of, reads_text
 
 from .augmenting import Augment
-from .baserecipe import merge, nested
+from .baserecipe import BaseRecipe, merge, nested
 from .habits import ALL_OPTIONS, HABITS, usual_decay, usual_rate
 from .precision import pick_precision
 from .recipe import Recipe, varied
@@ -272,7 +272,7 @@ def _length(recipe: Recipe, facts: Facts, device: torch.device, settle: Any) -> 
     name, base = ("adamw", 1e-3 if few else 1e-4) if tuned else (preset.optimizer, preset.lr)
     settle("optim.name", name, "fine-tuning" if tuned else preset.basis)
     lr = _optimizer(recipe, _or(recipe.optim.name, name), base, batch, settle)
-    _schedule(recipe, lr, epochs, settle)
+    settle_schedule(recipe, lr, epochs, settle)
     updates = max(1, facts.count // batch) * epochs
     decay = round(min(0.9998, max(0.9, 1 - 20 / updates)), 5)
     settle("train.ema_decay", decay, f"an average over about a twentieth of the {updates} updates")
@@ -293,11 +293,11 @@ def _optimizer(recipe: Recipe, name: str, base: float, batch: int, settle: Any) 
     return found
 
 
-def _schedule(recipe: Recipe, lr: float, epochs: int, settle: Any) -> None:
-    """Settle warm-up, cooldown and where the rate ends."""
+def settle_schedule(recipe: BaseRecipe, lr: float, epochs: int, settle: Any, *, longest: float = 5.0) -> None:
+    """Settle warm-up (``longest`` epochs at most), cooldown and where the rate ends, whatever is trained."""
     s = recipe.schedule
-    warmup = _or(s.warmup_epochs, round(min(5.0, 0.1 * epochs), 2))
-    settle("schedule.warmup_epochs", warmup, "a tenth of the run, at most 5 epochs")
+    warmup = _or(s.warmup_epochs, round(min(longest, 0.1 * epochs), 2))
+    settle("schedule.warmup_epochs", warmup, f"a tenth of the run, at most {longest:g} epochs")
     cooldown = _or(s.cooldown_epochs, round(min(0.2 * epochs, epochs - warmup), 2) if s.name in ENDLESS else None)
     settle("schedule.cooldown_epochs", cooldown, "a fifth of the run")
     basis = "as long as the warm-up" if warmup else "there is no warm-up to go by"

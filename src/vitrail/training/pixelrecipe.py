@@ -12,10 +12,9 @@ from vitrail.errors import UsageError
 from vitrail.models import config_of
 
 from .baserecipe import BaseRecipe, merge, nested
-from .defaults import NARROW, Decision, Facts
+from .defaults import NARROW, Decision, Facts, settle_schedule
 from .habits import ALL_OPTIONS, HABITS
 from .precision import pick_precision
-from .schedule import ENDLESS
 from .sections import Auto, Data, Decay, Positive, Running, Section, Share, Size
 from .start import adopt, folder_of
 
@@ -141,8 +140,7 @@ def resolve_pixels(
     size = settle("model.img_size", size, typical if isinstance(size, int) else f"the size {name} is made for")
     settle("pixels.hflip", 0.0 if side <= 10 else 0.5, "digits and letters have sides" if side <= 10 else typical)
     height, width = size if isinstance(size, list | tuple) else (size, size)
-    _length(recipe, facts, height * width, device, settle)
-    _rates(recipe, settle)
+    _rates(recipe, _length(facts, height * width, device, settle), settle)
     settle("data.val_fraction", None if has_val else 0.1, "as the data have it")
     settle("data.labels", "multi" if facts.multi_label else "single", "as the data have it")
     settle("train.device", str(device), "the fastest here")
@@ -165,7 +163,8 @@ def _made_for(recipe: PixelRecipe) -> tuple[int, int]:
     return found
 
 
-def _length(recipe: PixelRecipe, facts: Facts, pixels: int, device: torch.device, settle: Any) -> None:
+def _length(facts: Facts, pixels: int, device: torch.device, settle: Any) -> int:
+    """Settle how long; return the epochs."""
     room = 2 ** int(math.log2(max(2, facts.count / 10)))
     batch = settle("train.batch_size", max(2, min(64, room)), f"{facts.count} images")
     seen = SEEN["cpu" if device.type == "cpu" else "gpu"] / pixels
@@ -177,21 +176,14 @@ def _length(recipe: PixelRecipe, facts: Facts, pixels: int, device: torch.device
     settle("train.log_every", max(1, min(50, updates // 200)), "about 200 lines")
     settle("train.label_smoothing", 0.0, "bits are measured, not answers")
     settle("train.accumulation", 1, "small images")
-    warmup = settle("schedule.warmup_epochs", round(min(2.0, 0.1 * epochs), 2), "a tenth of the run")
-    s = recipe.schedule
-    cooldown = round(min(0.2 * epochs, epochs - warmup), 2) if s.name in ENDLESS else None
-    settle("schedule.cooldown_epochs", cooldown, "a fifth of the run")
-    settle("schedule.timescale_epochs", (warmup or 1.0) if s.name == "rsqrt" else None, "as long as the warm-up")
+    return int(epochs)
 
 
-def _rates(recipe: PixelRecipe, settle: Any) -> None:
+def _rates(recipe: PixelRecipe, epochs: int, settle: Any) -> None:
     name = settle("optim.name", "adamw", "the paper's Adam")
     lr = settle("optim.lr", 3e-3 if name in ("adamw", "muon") else 1e-3, "the paper's rate of its smallest model")
     settle("optim.weight_decay", 0.01, "the paper's fine-tuning value")
     for key in ALL_OPTIONS:
         value = HABITS[name].options.get(key)
         settle(f"optim.{key}", (0.9, 0.95) if key == "betas" and name == "adamw" else value, "the paper's value")
-    if recipe.schedule.name in ENDLESS:
-        settle("schedule.min_lr", 0.0, "the cooldown ends at nothing")
-    else:
-        settle("schedule.min_lr", float(f"{lr / 100:.4g}"), "a hundredth of the rate")
+    settle_schedule(recipe, lr, epochs, settle, longest=2.0)

@@ -12,10 +12,9 @@ from pydantic import Field, model_validator
 from vitrail.models import config_of
 
 from .baserecipe import BaseRecipe, merge, nested
-from .defaults import NARROW, Decision
+from .defaults import NARROW, Decision, settle_schedule
 from .habits import ALL_OPTIONS, HABITS
 from .precision import pick_precision
-from .schedule import ENDLESS
 from .sections import Auto, Decay, Positive, Running, Section
 
 
@@ -97,7 +96,7 @@ def resolve_text(
 ) -> tuple[TranslateRecipe, list[Decision]]:
     """Return the recipe without any ``auto``, and what was decided."""
     made: list[Decision] = []
-    given = recipe.flat() | {"model.pretrained": recipe.model.pretrained, "task": "auto"}
+    given = recipe.flat() | {"task": "auto"}
 
     def settle(key: str, value: Any, reason: str) -> Any:
         if given.get(key) != "auto":
@@ -113,8 +112,7 @@ def resolve_text(
     settle("model.drop_rate", 0.3 if few else 0.1, f"{facts.pairs:,} pairs")
     size = 2 ** round(math.log2(max(300, facts.words / 100)))
     settle("tokenizer.vocab_size", min(32_000, max(512, size)), f"{facts.words:,} words on both sides")
-    _steps(recipe, facts, device, settle)
-    _rates(recipe, settle)
+    _rates(recipe, _steps(facts, device, settle), settle)
     _machine(recipe, name, device, settle)
     chosen = nested({d.key: d.value for d in made}, "the defaults")
     settled = TranslateRecipe.check(merge(recipe.model_dump(mode="json"), chosen))
@@ -122,7 +120,8 @@ def resolve_text(
     return settled, made
 
 
-def _steps(recipe: TranslateRecipe, facts: TextFacts, device: torch.device, settle: Any) -> None:
+def _steps(facts: TextFacts, device: torch.device, settle: Any) -> int:
+    """Settle how long; return the epochs."""
     tokens = round(0.7 * facts.words)  # on the longer side: a word is a little more than a token
     largest = 4096 if device.type == "cpu" else 16_384
     batch = settle("train.batch_tokens", min(largest, max(512, tokens // 60 // 256 * 256)), f"{facts.words:,} words")
@@ -133,27 +132,20 @@ def _steps(recipe: TranslateRecipe, facts: TextFacts, device: torch.device, sett
     settle("train.eval_every", max(1, math.ceil(epochs / 20)), "at most 20 evaluations")
     settle("train.log_every", max(1, min(50, updates // 200)), "about 200 lines")
     settle("train.label_smoothing", 0.1, "the paper's value")
-    s = recipe.schedule
-    warmup = settle("schedule.warmup_epochs", round(min(4.0, 0.1 * epochs), 2), "a tenth of the run")
-    cooldown = round(min(0.2 * epochs, epochs - warmup), 2) if s.name in ENDLESS else None
-    settle("schedule.cooldown_epochs", cooldown, "a fifth of the run")
-    settle("schedule.timescale_epochs", (warmup or 1.0) if s.name == "rsqrt" else None, "as long as the warm-up")
+    return int(epochs)
 
 
-def _rates(recipe: TranslateRecipe, settle: Any) -> None:
+def _rates(recipe: TranslateRecipe, epochs: int, settle: Any) -> None:
     """Settle the optimiser: AdamW with the paper's second beta."""
     name, tried = settle("optim.name", "adamw", "what these models are trained with"), "tried on Multi30k"
-    base = 1e-2 if name == "muon" else 2e-3
+    base = 3e-3 if name == "muon" else 2e-3
     lr = settle("optim.lr", base, tried)
     settle("optim.weight_decay", 0.01, tried)
     if name == "adamw":
         settle("optim.betas", [0.9, 0.98], "the paper's values")
     for key in ALL_OPTIONS:
         settle(f"optim.{key}", HABITS[name].options.get(key), HABITS[name].reason)
-    if recipe.schedule.name in ENDLESS:
-        settle("schedule.min_lr", 0.0, "the cooldown ends at nothing")
-    else:
-        settle("schedule.min_lr", float(f"{lr / 100:.4g}"), "a hundredth of the rate")
+    settle_schedule(recipe, lr, epochs, settle, longest=4.0)
 
 
 def _machine(recipe: TranslateRecipe, model: str, device: torch.device, settle: Any) -> None:
