@@ -104,7 +104,8 @@ def _column(source: str, header: list[str], known: tuple[str, ...], what: str, n
         return -1
     raise DataError(
         f"expected a column of {what} in {printable(source)} (one of: {', '.join(known)}), "
-        f"got the columns {listed(header, 12)}. mend: rename the column in the first line; parallel text needs task=translate"
+        f"got the columns {listed(header, 12)}. mend: rename the column in the first line; "
+        "parallel text needs task=translate"
     )
 
 
