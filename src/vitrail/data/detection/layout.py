@@ -31,12 +31,27 @@ class BoxPart:
     ids: tuple[int | str, ...]
     sizes: NDArray[np.int64]
     objects: list[Annotations]
+    rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Rows of the store; all of them in order, if none are given."""
+
+    def __post_init__(self) -> None:
+        if len(self.rows) != len(self.ids):
+            object.__setattr__(self, "rows", np.arange(len(self.ids), dtype=np.int64))
+
+    def take(self, rows: Sequence[int]) -> BoxPart:
+        """Return these images alone; they keep their rows of the store."""
+        kept = self.rows[list(rows)]
+        return BoxPart(
+            self.store, tuple(self.ids[i] for i in rows), self.sizes[list(rows)], [self.objects[i] for i in rows], kept
+        )
+
+    def name(self, i: int) -> str:
+        """What people call image ``i``."""
+        return self.store.name(int(self.rows[i]))
 
     def to_set(self, classes: ClassMap) -> DetectionSet:
         """Return the split as loaders read it."""
-        return DetectionSet(
-            self.store, np.arange(len(self.ids), dtype=np.int64), self.ids, self.sizes, tuple(self.objects), classes
-        )
+        return DetectionSet(self.store, self.rows, self.ids, self.sizes, tuple(self.objects), classes)
 
 
 class Odd:
