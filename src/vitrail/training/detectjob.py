@@ -186,8 +186,8 @@ def coco_results(images: DetectionSet, rows: dict[str, torch.Tensor]) -> list[di
                 {
                     "image_id": images.ids[position],
                     "category_id": images.classes.ids[label],
-                    "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
-                    "score": round(score, 5),
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "score": score,
                 }
             )
     return found
