@@ -33,7 +33,6 @@ from .transforms import Crop, crop_images
 from .workers import Workers, require_workers
 
 
-
 @dataclass(frozen=True)
 class Batch:
     """``images`` float32 (B, 3, h, w); ``labels`` int64 (B,), or bool (B, K) of several an image;

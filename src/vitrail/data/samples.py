@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -230,13 +231,13 @@ class SampleLoader:
     ) -> list[Future[Any]]:
         draws = rng.uniforms(self.seed, epoch, visits, self.prepare.draws, rng.CROP)
         coming: list[Future[Any]] = []
-        for row, visit in enumerate(visits.tolist()):
+        for row, i in enumerate((visits % len(self.samples)).tolist()):
             future: Future[Any] = Future()
             coming.append(future)
             if fillers[row]:
                 future.set_result(None)
             else:
-                pool.submit(lambda f=future, i=visit % len(self.samples), d=draws[row]: self._one(f, i, d))  # type: ignore[misc]
+                pool.submit(partial(self._one, future, i, draws[row]))
         return coming
 
     def _one(self, future: Future[Any], i: int, draws: NDArray[np.float64]) -> None:

@@ -165,8 +165,8 @@ def configure(config: Any, overrides: Mapping[str, Any], of: str = "model") -> A
     """Return ``config`` with the fields in ``overrides`` replaced; an int ``img_size`` becomes a square.
 
     A mapping for a field that is itself a group of fields (``numerics``, ``form``, ``backbone``) replaces those it
-    names; a backbone may also be given by its name. ``of`` is what errors call the config. Raises :class:`UsageError` for an unknown field and for a value that its type has not:
-    every choice is looked up.
+    names; a backbone may also be given by its name. ``of`` is what errors call the config. Raises :class:`UsageError`
+    for an unknown field and for a value that its type has not: every choice is looked up.
     """
     fields = [f.name for f in dataclasses.fields(config)]
     require_known(overrides, fields, f"{of} keyword")
