@@ -103,10 +103,14 @@ class MaskArrays:
 
 @dataclass(frozen=True)
 class Cut:
-    """Shares of the training images to hold out where the source has no such split, and the seed of the choice."""
+    """Shares of the training images: to hold out where the source has no such split, and to use of what is left.
 
-    val: float | None = None
+    ``seed`` is of the choice.
+    """
+
+    val: float = 0.1
     test: float = 0.0
+    train: float = 1.0
     seed: int = 0
 
 
@@ -151,22 +155,21 @@ def _with_cuts(parts: dict[str, list[Pair]], cut: Cut) -> tuple[dict[str, list[P
     """Hold out what the source does not; return all splits and sentences about it."""
     if "train" not in parts:
         raise DataError("expected a training split with images and masks, got none")
-    if "val" in parts and cut.val is not None:
-        raise UsageError("val_fraction has no effect: the data have a validation split of their own; leave it out")
     if "test" in parts and cut.test:
         raise UsageError("test_fraction has no effect: the data have a test split of their own; leave it out")
     order = rng.permutation(cut.seed, 0, len(parts["train"])).tolist()
     kept, notes = dict(parts), list[str]()
-    for split, share in (("test", cut.test), ("val", cut.val if cut.val is not None else 0.1)):
+    for split, share in (("test", cut.test), ("val", cut.val)):
         if split in parts or not share:
             continue
         count = max(1, round(share * len(parts["train"])))
         chosen, order = sorted(order[:count]), order[count:]
         kept[split] = [parts["train"][i] for i in chosen]
         notes.append(f"{count} of the images were held out by chance (data.seed {cut.seed}): {split}")
-    kept["train"] = [parts["train"][i] for i in sorted(order)]
-    if not kept["train"]:
+    used = order[: round(cut.train * len(order))]
+    if not used:
         raise DataError(f"expected more than {len(parts['train'])} images: nothing is left to train on")
+    kept["train"] = [parts["train"][i] for i in sorted(used)]
     return kept, notes
 
 

@@ -14,7 +14,7 @@ B batch, I input channels, H·W pixels, (h, w) finest map, D channels of the dec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor, nn
@@ -35,9 +35,9 @@ class SegmenterConfig:
     """Architecture of a network that segments.
 
     Attributes:
-        backbone: config of the network that makes the maps. Its image size, input channels and stochastic depth are
-            those given here, and it takes the form of dense networks: Swin norms each stage and shifts all windows, PVT
-            has no class token.
+        backbone: config of the network that makes the maps. Its image size and input channels are those given here,
+            and it takes the form of dense networks: Swin norms each stage and shifts all windows, PVT has no class
+            token.
         head: "upernet", "fpn" (Semantic FPN), "segformer" (its MLP), or "linear" (for backbones of one map).
         channels: D; the linear head has none.
         neck_channels: of the FPN below head "fpn".
@@ -47,7 +47,6 @@ class SegmenterConfig:
         in_chans: input channels.
         num_classes: K.
         drop_rate: dropout of whole channels before the classifiers.
-        drop_path_rate: stochastic depth of the backbone's last block; earlier ones get less.
     """
 
     answers: ClassVar[str] = "masks"
@@ -62,7 +61,6 @@ class SegmenterConfig:
     in_chans: int = 3
     num_classes: int = 150
     drop_rate: float = 0.1
-    drop_path_rate: float = 0.0
 
     def __post_init__(self) -> None:
         require_positive(vars(self), "channels", "neck_channels", "pool_scales", "in_chans", "num_classes")
@@ -71,10 +69,8 @@ class SegmenterConfig:
         object.__setattr__(self, "backbone", dense(self.backbone))
 
     def built_backbone(self) -> Any:
-        """Return the backbone's config with what this one sets: image size, input channels, stochastic depth."""
-        own = {f.name for f in fields(self.backbone)}
-        given = {"img_size": self.img_size, "in_chans": self.in_chans, "drop_path_rate": self.drop_path_rate}
-        return replace(self.backbone, num_classes=0, **{key: value for key, value in given.items() if key in own})
+        """Return the backbone's config with the image size and the input channels of this one."""
+        return replace(self.backbone, img_size=self.img_size, in_chans=self.in_chans)
 
 
 def dense(backbone: Any) -> Any:
@@ -117,7 +113,7 @@ class Segmenter(nn.Module):
                 "expected a backbone of one map (ViT, DeiT) below the linear head, got a pyramid;"
                 " mend: head upernet, fpn or segformer"
             )
-        self.maps = OneMap(backbone) if config.head == "linear" else FeaturePyramid(backbone)
+        self.backbone = OneMap(backbone) if config.head == "linear" else FeaturePyramid(backbone)
         self.feature_channels = self._levels()
         self.decode = self._decoder(list(self.feature_channels), list(self.feature_channels.values()))
         initialise(self.decode, "dense")
@@ -125,9 +121,9 @@ class Segmenter(nn.Module):
 
     def _levels(self) -> dict[int, int]:
         """Return stride -> channels of the maps that the decoder reads."""
-        if isinstance(self.maps, OneMap):
-            return {self.maps.stride: self.maps.channels}
-        info = self.maps.feature_info
+        if isinstance(self.backbone, OneMap):
+            return {self.backbone.stride: self.backbone.channels}
+        info = self.backbone.feature_info
         return dict(zip(info.reduction(), info.channels(), strict=True))
 
     def _decoder(self, strides: Sequence[int], widths: Sequence[int]) -> nn.Module:
@@ -152,22 +148,24 @@ class Segmenter(nn.Module):
 
     def features(self, images: Tensor) -> Features:
         """Images (B, I, H, W) -> what the backbone gives."""
-        backbone: Any = self.maps.backbone
+        backbone: Any = self.backbone.backbone
         found: Features = backbone.features(images)
         return found
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, I, H, W), normalised -> logits (B, K, h, w)."""
-        logits: Tensor = self.head(self.head_drop(self.decode(self.maps(images))))
-        return logits
-
-    def training_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (B, I, H, W), normalised -> logits (B, K, h, w) and the auxiliary head's (B, K, h', w'), or None."""
-        maps = self.maps(images)
+    def forward(self, images: Tensor, auxiliary: bool = False) -> Any:
+        """Images (B, I, H, W), normalised -> logits (B, K, h, w); with ``auxiliary`` as :meth:`training_logits`."""
+        maps = self.backbone(images)
         logits: Tensor = self.head(self.head_drop(self.decode(maps)))
+        if not auxiliary:
+            return logits
         if self.auxiliary is None or self.head_auxiliary is None:
             return logits, None
         return logits, self.head_auxiliary(self.head_drop(self.auxiliary(maps[max(len(maps) - 2, 0)])))
+
+    def training_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images (B, I, H, W), normalised -> logits (B, K, h, w) and the auxiliary head's (B, K, h', w'), or None."""
+        found: tuple[Tensor, Tensor | None] = self(images, auxiliary=True)
+        return found
 
 
 class TheOnly(nn.Module):
@@ -185,16 +183,18 @@ def _mit(wide: bool, depths: tuple[int, ...]) -> SegmenterConfig:
         depths=depths,
         embed_dims=(64, 128, 320, 512) if wide else (32, 64, 160, 256),
         mlp_ratios=(4, 4, 4, 4),
+        drop_path_rate=0.1,
     )
-    return SegmenterConfig(encoder, "segformer", 256 if sum(depths) == 8 else 768, drop_path_rate=0.1)
+    return SegmenterConfig(encoder, "segformer", 256 if sum(depths) == 8 else 768)
 
 
 def _upernet(backbone: Any, side: int = 512, drop_path_rate: float = 0.3) -> SegmenterConfig:
-    return SegmenterConfig(backbone, auxiliary=256, img_size=(side, side), drop_path_rate=drop_path_rate)
+    own = replace(backbone, drop_path_rate=drop_path_rate)
+    return SegmenterConfig(own, auxiliary=256, img_size=(side, side))
 
 
 def _fpn(backbone: Any, drop_path_rate: float = 0.1) -> SegmenterConfig:
-    return SegmenterConfig(backbone, "fpn", 128, drop_path_rate=drop_path_rate)
+    return SegmenterConfig(replace(backbone, drop_path_rate=drop_path_rate), "fpn", 128)
 
 
 VARIANTS: dict[str, SegmenterConfig] = {

@@ -131,7 +131,11 @@ def task_of(source: str) -> str:
     """Return the task that data are unmistakably for; "auto" where they are images with labels, or nothing known."""
     from vitrail.data.paralleltext import is_parallel
 
-    return "translate" if is_parallel(source) else "auto"
+    from vitrail.data.masks import is_masks
+
+    if is_parallel(source):
+        return "translate"
+    return "segment" if is_masks(source) else "auto"
 
 
 def known_keys(section: type[BaseModel], path: str = "") -> list[str]:
