@@ -225,10 +225,10 @@ VARIANTS: dict[str, SegmenterConfig] = {
 VARIANTS |= {
     # for training from scratch on a few hundred small pictures; ours
     "upernet_swin_nano": SegmenterConfig(
-        swin.SwinConfig(embed_dim=48, depths=(2, 2, 4, 2), num_heads=(2, 4, 8, 16), window_size=8),
-        channels=96,
-        auxiliary=64,
-        img_size=(192, 256),
+        swin.SwinConfig(embed_dim=48, depths=(2, 2, 2, 2), num_heads=(2, 4, 8, 16)),
+        channels=64,
+        auxiliary=32,
+        img_size=(168, 224),
     ),
     "fpn_pvt_v2_nano": SegmenterConfig(
         pvt_v2.PVTv2Config(embed_dims=(32, 64, 128, 192), depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 6)),

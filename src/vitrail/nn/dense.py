@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from .bottleneck import ConvNorm, in_place
 from .conv import Conv2d
+from .fused import Linear, linear
 
 Grid = tuple[int, int]
 
@@ -171,9 +172,9 @@ def _branch(in_chans: int, channels: int, doublings: int) -> nn.Sequential:
 class MLPDecoder(nn.Module):
     """SegFormer's: a linear layer a level, all levels enlarged side by side, a 1x1 convolution over them.
 
-    The 1x1 convolution of maps enlarged and laid side by side is computed as the sum of the enlarged maps of each level
-    under its own columns: resizing works on each channel alone, so the two steps may change places, and the large
-    product runs on the small maps.
+    Nothing bends between these three steps, and resizing works on each channel alone: so the columns of the convolution
+    that read a level are multiplied into its linear layer, each level runs through one small product at its own size,
+    and the enlarged results are added. The numbers agree to rounding; the large product at the finest stride is gone.
 
     Args:
         in_chans: C_i of each level, the finest first.
@@ -182,16 +183,23 @@ class MLPDecoder(nn.Module):
 
     def __init__(self, in_chans: Sequence[int], channels: int) -> None:
         super().__init__()
-        self.projections = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_chans)
+        self.projections = nn.ModuleList(Linear(width, channels) for width in in_chans)
         self.fuse = ConvNorm(len(in_chans) * channels, channels, 1, conv=Conv2d, norm=nn.BatchNorm2d)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """(B, C_i, h_i, w_i) of each level -> (B, D, h_1, w_1)."""
         size = grid_of(maps[0])
-        parts = self.fuse.conv.weight.chunk(len(maps), dim=1)  # the coarsest level's columns come first
+        columns = self.fuse.conv.weight.flatten(1).chunk(len(maps), dim=1)  # the coarsest level's come first
         fused = [
-            resize_map(F.conv2d(project(x), part), size)
-            for project, x, part in zip(self.projections, maps, reversed(parts), strict=True)
+            resize_map(_through(project, part, x), size)
+            for project, x, part in zip(self.projections, maps, reversed(columns), strict=True)
         ]
         relu, _ = in_place(self)
         return relu(self.fuse.norm(sum(fused[1:], fused[0])))
+
+
+def _through(project: nn.Module, columns: Tensor, x: Tensor) -> Tensor:
+    """Map (B, C, h, w) through a linear layer C -> E and then ``columns`` (D, E), as one product: (B, D, h, w)."""
+    assert isinstance(project, nn.Linear)
+    out = linear(x.permute(0, 2, 3, 1), columns @ project.weight, columns @ project.bias)
+    return out.permute(0, 3, 1, 2)

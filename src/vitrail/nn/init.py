@@ -20,7 +20,7 @@ layer N(0, 1 / width), padding and biases zero (fairseq's code of Vaswani et al.
 Radford et al. 2019, GPT-2).
 ``igpt``: queries, keys and values N(0, 1 / width), what the attention gives N(0, 1 / (width · layers)), all other
 matrices and the colours N(0, 0.02), positions N(0, 0.01), the outputs zero (the code of Chen et al. 2020, image GPT).
-``dense``: of decoders: convolutions N(0, 2 / fan-out), biases zero; classifiers of pixels, 1x1 convolutions named
+``dense``: of decoders: convolutions N(0, 2 / fan-out), linear layers as trunc_normal has them, biases zero; classifiers of pixels, 1x1 convolutions named
 ``head``, N(0, 0.01) (mmseg).
 Tables of relative positions come as N(0, 0.02) whatever the scheme.
 """
@@ -168,6 +168,9 @@ def _resnet(model: nn.Module) -> None:
 @torch.no_grad()
 def _dense(model: nn.Module) -> None:
     for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            trunc_normal_(module.weight)
+            nn.init.zeros_(module.bias)
         if isinstance(module, nn.Conv2d):
             if name.startswith("head"):
                 nn.init.normal_(module.weight, std=0.01)

@@ -47,8 +47,9 @@ class SegmentJob(SceneJob):
         s, classes = self.recipe.segment, self.splits.classes
         assert classes is not None, "masks have classes"
         weights: NDArray[Any] | None = None
-        if s.class_weights == "median":
+        if s.class_weights != "none":
             weights = median_frequency(*image_counts(self.splits.train, len(classes)))
+            weights = weights if s.class_weights == "median" else weights**0.5
             told = (f"{name} {weight:.2f}" for name, weight in zip(classes.names, weights, strict=True))
             say(f"weights of the classes: {', '.join(told)}")
         return Segment(

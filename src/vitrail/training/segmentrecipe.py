@@ -79,8 +79,10 @@ class SegmentTask(Section):
     most: Annotated[float, Field(gt=0, le=1)] = Field(
         0.75, description="share of a crop that one class may cover before another place is tried"
     )
-    class_weights: Literal["none", "median"] = Field(
-        "none", description="of the loss; median: the median frequency of all classes over that of each (1411.4734)"
+    class_weights: Literal["none", "root", "median"] = Field(
+        "none",
+        description="of the loss; median: the median frequency of all classes over that of each (1411.4734); root: the "
+        "square root of that",
     )
     dice: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the Dice loss beside cross entropy")
     auxiliary_weight: Annotated[float, Field(ge=0)] = Field(0.4, description="of the auxiliary head, if there is one")
