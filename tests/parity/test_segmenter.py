@@ -49,7 +49,11 @@ def hf_peer(config):
     if data.pop("model_type") == "segformer":
         return randomise(getattr(transformers, kind)(transformers.SegformerConfig(**data)))
     inner = {k: v for k, v in data.pop("backbone_config").items() if k not in ("architectures", "model_type")}
-    return randomise(getattr(transformers, kind)(transformers.UperNetConfig(backbone_config=transformers.SwinConfig(**inner), **data)))
+    return randomise(
+        getattr(transformers, kind)(
+            transformers.UperNetConfig(backbone_config=transformers.SwinConfig(**inner), **data)
+        )
+    )
 
 
 CASES = {
@@ -118,7 +122,9 @@ def test_published_files_of_mmseg_and_authors(case):
     randomise(ours)
     written = export_weights(ours, "original")
     expected = (
-        "decode_head.psp_modules.0.1.bn.running_mean" if case == "upernet" else "decode_head.linear_fuse.bn.running_mean"
+        "decode_head.psp_modules.0.1.bn.running_mean"
+        if case == "upernet"
+        else "decode_head.linear_fuse.bn.running_mean"
     )
     assert expected in written
     assert all(n.startswith(("backbone.", "decode_head.", "auxiliary_head.")) for n in written)

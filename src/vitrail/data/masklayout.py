@@ -110,7 +110,9 @@ def _pairs(images: Path, masks: Path) -> list[Pair]:
             f"expected a mask in {printable(str(masks))} for every image, got none for {len(bare)} of {len(photos)}:"
             f" {listed([_shown(photos[stem]) for stem in bare])}; mend: draw these masks, or move the images away"
         )
-    orphans = sorted(stem for stem in drawn if not stem.endswith(suffix) or stem[: len(stem) - len(suffix)] not in photos)
+    orphans = sorted(
+        stem for stem in drawn if not stem.endswith(suffix) or stem[: len(stem) - len(suffix)] not in photos
+    )
     if orphans:
         raise DataError(
             f"expected an image in {printable(str(images))} for every mask, got none for {len(orphans)} of"

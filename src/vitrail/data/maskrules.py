@@ -221,5 +221,6 @@ def _pair(key: Any, value: Any, where: str) -> tuple[int, str]:
         return int(value[1:], 16), str(key)
     if re.fullmatch(r"\d{1,5}", str(key)) and isinstance(value, str):
         return int(key), value
-    raise DataError(f"expected a class as name: value, name: [r, g, b] or value: name in {where}, got {key!r}: {value!r}")
-
+    raise DataError(
+        f"expected a class as name: value, name: [r, g, b] or value: name in {where}, got {key!r}: {value!r}"
+    )

@@ -120,7 +120,7 @@ def open_masks(
     classes: Any = None,
     ignore: Sequence[int] | None = None,
     reduce_zero_label: bool = False,
-    cut: Cut = Cut(),  # noqa: B008  (frozen)
+    cut: Cut = Cut(),
 ) -> SampleSplits:
     """Open a data set for segmentation: a folder in one of the usual layouts, or the built-in set ``strokes``.
 
@@ -185,4 +185,3 @@ def image_counts(samples: Samples, count: int) -> np.ndarray:
         total[0] += own
         total[1] += np.where(own > 0, own.sum(), 0)
     return total
-

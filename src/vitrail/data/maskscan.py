@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -129,4 +130,3 @@ def is_grey(packed: np.ndarray) -> bool:
     """Whether all packed colours have red, green and blue alike."""
     low = packed & 255
     return bool(((packed >> 8 & 255) == low).all() and ((packed >> 16) == low).all())
-

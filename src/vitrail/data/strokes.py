@@ -67,7 +67,11 @@ def _ground(draws: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np
 
 
 def _draw(
-    image: NDArray[np.float64], mask: NDArray[np.uint8], digit: NDArray[np.float64], label: int, draws: NDArray[np.float64]
+    image: NDArray[np.float64],
+    mask: NDArray[np.uint8],
+    digit: NDArray[np.float64],
+    label: int,
+    draws: NDArray[np.float64],
 ) -> None:
     """Lay a digit of 8 x 8 values 0..16, three times as large, over a picture, in place."""
     ink = np.kron(digit / 16, np.ones((3, 3)))

@@ -3,7 +3,7 @@
 Sources: Xiao et al. 2018, arXiv 1807.10221 (UPerNet), on Swin as in Liu et al. 2021, arXiv 2103.14030, section 4.3;
 Kirillov et al. 2019, arXiv 1901.02446 (Semantic FPN), on PVT as in Wang et al. 2021, arXiv 2102.12122, section 5.3, and
 Wang et al. 2022, arXiv 2106.13797; Xie et al. 2021, arXiv 2105.15203 (SegFormer, whose encoder is a PVT v2 with a
-feed-forward ratio of 4 everywhere); Strudel et al. 2021, arXiv 2105.05633, section 3.2 (a linear layer on ViT's tokens).
+feed-forward ratio of 4 everywhere); Strudel et al. 2021, arXiv 2105.05633, section 3.2 (a linear layer on tokens).
 
 A backbone of one map (ViT, DeiT, hybrids) gets four of it through a simple pyramid, but for the linear head. Networks
 answer at the stride of the finest map; who asks resizes the logits, bilinear, to the image's size.

@@ -20,8 +20,8 @@ layer N(0, 1 / width), padding and biases zero (fairseq's code of Vaswani et al.
 Radford et al. 2019, GPT-2).
 ``igpt``: queries, keys and values N(0, 1 / width), what the attention gives N(0, 1 / (width · layers)), all other
 matrices and the colours N(0, 0.02), positions N(0, 0.01), the outputs zero (the code of Chen et al. 2020, image GPT).
-``dense``: of decoders: convolutions N(0, 2 / fan-out), linear layers as trunc_normal has them, biases zero; classifiers of pixels, 1x1 convolutions named
-``head``, N(0, 0.01) (mmseg).
+``dense``: of decoders: convolutions N(0, 2 / fan-out), linear layers as trunc_normal has them, biases zero; classifiers
+of pixels, 1x1 convolutions named ``head``, N(0, 0.01) (mmseg).
 Tables of relative positions come as N(0, 0.02) whatever the scheme.
 """
 

@@ -129,9 +129,8 @@ def kind_of(content: Mapping[str, Any]) -> type[BaseRecipe]:
 
 def task_of(source: str) -> str:
     """Return the task that data are unmistakably for; "auto" where they are images with labels, or nothing known."""
-    from vitrail.data.paralleltext import is_parallel
-
     from vitrail.data.masks import is_masks
+    from vitrail.data.paralleltext import is_parallel
 
     if is_parallel(source):
         return "translate"

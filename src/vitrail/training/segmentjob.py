@@ -34,9 +34,7 @@ class SegmentJob(SceneJob):
         """Open the folder; every mask is looked at."""
         d = recipe.data
         cut = Cut(d.val_fraction, d.test_fraction, d.train_fraction, d.seed)
-        return open_masks(
-            d.source, classes=d.classes, ignore=d.ignore, reduce_zero_label=d.reduce_zero_label, cut=cut
-        )
+        return open_masks(d.source, classes=d.classes, ignore=d.ignore, reduce_zero_label=d.reduce_zero_label, cut=cut)
 
     def resolve(self, device: torch.device) -> tuple[Any, list[Decision]]:
         """See :func:`.segmentrecipe.resolve_segment`."""

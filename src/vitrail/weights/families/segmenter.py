@@ -38,8 +38,15 @@ class SegmenterFamily(Family):
         names = {size: f"upernet_swin_{size}{'_window12' if size in ('base', 'large') else ''}" for size in swin}
         return [
             *(_card(names[size], f"openmmlab/upernet-swin-{size}", 512, "mit") for size in swin),
-            *(_card(f"segformer_b{i}", f"nvidia/segformer-b{i}-finetuned-ade-{_SIDES[i]}-{_SIDES[i]}", _SIDES[i], "other")
-              for i in range(6)),
+            *(
+                _card(
+                    f"segformer_b{i}",
+                    f"nvidia/segformer-b{i}-finetuned-ade-{_SIDES[i]}-{_SIDES[i]}",
+                    _SIDES[i],
+                    "other",
+                )
+                for i in range(6)
+            ),
         ]
 
     def numbers(self, config: Any) -> dict[str, int]:
@@ -124,7 +131,9 @@ def _from_upernet(data: Mapping[str, Any], shapes: Shapes) -> Any:
     inner = data.get("backbone_config")
     if not isinstance(inner, Mapping) or inner.get("model_type") != "swin":
         kind = inner.get("model_type") if isinstance(inner, Mapping) else data.get("backbone")
-        raise WeightsError(f"expected UPerNet on a Swin backbone, got {kind!r}: Vitrail reads no other from transformers")
+        raise WeightsError(
+            f"expected UPerNet on a Swin backbone, got {kind!r}: Vitrail reads no other from transformers"
+        )
     if data.get("auxiliary_num_convs", 1) != 1 or data.get("auxiliary_concat_input", False):
         raise WeightsError("expected an auxiliary head of one convolution, as all published UPerNets have")
     from .swin import FAMILY as SWIN

@@ -81,7 +81,14 @@ def _segformer_encoder(*, in_memory: bool) -> tuple[Entry, ...]:
         qkv = tuple(f"{block}.attention.self.{x}" for x in ("query", "key", "value"))
         reduce, proj = f"{block}.attention.self", f"{block}.attention.output.dense"
         shrink, last = f"{reduce}.sr", "segformer.encoder.layer_norm.{i}"
-        names = ("layer_norm_1", "layer_norm_2", "mlp.dense1", "mlp.dense2", "segformer.encoder.patch_embeddings.{i}", "")
+        names = (
+            "layer_norm_1",
+            "layer_norm_2",
+            "mlp.dense1",
+            "mlp.dense2",
+            "segformer.encoder.patch_embeddings.{i}",
+            "",
+        )
     before, after, fc1, fc2, patches, _ = names
     return (
         *module(f"{STAGE}.patch_embed.proj", f"{patches}.proj"),
