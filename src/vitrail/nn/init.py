@@ -22,6 +22,8 @@ Radford et al. 2019, GPT-2).
 matrices and the colours N(0, 0.02), positions N(0, 0.01), the outputs zero (the code of Chen et al. 2020, image GPT).
 ``dense``: of decoders: convolutions N(0, 2 / fan-out), linear layers as trunc_normal has them, biases zero; classifiers
 of pixels, 1x1 convolutions named ``head``, N(0, 0.01) (mmseg).
+``detr``: Xavier-uniform matrices and biases of zero in attention, Xavier-uniform matrices of the feed-forward networks,
+heads as torch makes them, queries and embeddings N(0, 1) (the code of Carion et al. 2020, arXiv 2005.12872).
 Tables of relative positions come as N(0, 0.02) whatever the scheme.
 """
 
@@ -277,10 +279,26 @@ def _igpt(model: nn.Module) -> None:
     _fill_free(model, {"pos_embed": lambda t: nn.init.normal_(t, std=0.01)})
 
 
+@torch.no_grad()
+def _detr(model: nn.Module) -> None:
+    from .attention import Attention
+
+    for module in model.modules():
+        if isinstance(module, FeedForward):
+            nn.init.xavier_uniform_(module.fc1.weight)
+            nn.init.xavier_uniform_(module.fc2.weight)
+        elif isinstance(module, Attention):
+            for layer in (module.qkv, module.proj):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+    _fill_free(model, dict.fromkeys(("query_embed", "level_embed", "content"), nn.init.normal_))
+
+
 SCHEMES: dict[str, Callable[[nn.Module], None]] = {
     "bit": _bit,
     "coatnet": _coatnet,
     "dense": _dense,
+    "detr": _detr,
     "igpt": _igpt,
     "jax": _jax,
     "normal": _normal,
