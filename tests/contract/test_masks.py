@@ -140,7 +140,9 @@ def test_exports_with_a_free_batch(model):
         torch.testing.assert_close(program.module()(more), model(more), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_pvt", "test_swin", "test_pvt_v2", "test_coatnet", "test_vit"])
+@pytest.mark.parametrize(
+    "backbone", ["test_resnet", "test_pvt", "test_swin", "test_pvt_v2", "test_coatnet", "test_vit"]
+)
 @pytest.mark.parametrize("head", ["upernet", "fpn", "segformer"])
 def test_any_head_on_any_backbone(backbone, head):
     model = models.create_model("test_segmenter", backbone=backbone, head=head).train()
