@@ -129,9 +129,12 @@ def kind_of(content: Mapping[str, Any]) -> type[BaseRecipe]:
 
 def task_of(source: str) -> str:
     """Return the task that data are unmistakably for; "auto" where they are images with labels, or nothing known."""
+    from vitrail.data.masks import is_masks
     from vitrail.data.paralleltext import is_parallel
 
-    return "translate" if is_parallel(source) else "auto"
+    if is_parallel(source):
+        return "translate"
+    return "segment" if is_masks(source) else "auto"
 
 
 def known_keys(section: type[BaseModel], path: str = "") -> list[str]:
