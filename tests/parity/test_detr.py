@@ -3,12 +3,17 @@
 ``auxiliary_loss`` stays False: with True, transformers 5 normalises what goes into the next decoder layer.
 """
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
-import vitrail
 from tests.peers import randomise, relative_difference, transformers
+from vitrail import models
+from vitrail.errors import WeightsError
 from vitrail.weights import export_weights, load_weights
+from vitrail.weights.configs import to_transformers
 from vitrail.weights.folder import load_folder
 
 CLOSE = 1e-5
@@ -151,13 +156,56 @@ def test_masks(native, tmp_path):
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_names_in_memory(name):
+def test_both_ways(name, tmp_path):
+    """What transformers holds in memory is read too; what we write, transformers opens."""
     peer = PEERS[name]()
-    first = peer.state_dict()
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as path:
-        ours, _, _ = load_folder(folder_of(peer, path))
-    other = vitrail.models.build(ours.config)
-    load_weights(other, first)
+    ours, _, _ = load_folder(folder_of(peer, tmp_path / "peer"))
+    other = models.build(ours.config)
+    load_weights(other, peer.state_dict())
     require_same(peer, other)
+    (tmp_path / "ours").mkdir()
+    save_file(export_weights(ours, "transformers"), tmp_path / "ours" / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "ours" / "config.json").write_text(json.dumps(to_transformers(ours.config, None)))
+    require_same(type(peer).from_pretrained(tmp_path / "ours").eval(), ours)
+
+
+@pytest.mark.parametrize("name", ["test_detr", "test_detr_masks", "test_deformable_detr_two_stage"])
+def test_the_authors_names(name):
+    ours, other = (models.create_model(name) for _ in range(2))
+    file = export_weights(ours, "original")
+    start = "detr." if "masks" in name else ""
+    assert f"{start}backbone.0.body.layer1.0.conv1.weight" in file
+    assert f"{start}transformer.decoder.layers.1.self_attn.in_proj_weight" in file
+    assert load_weights(other, file).layout == "original"
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_the_authors_files_repeat_a_shared_head():
+    ours, other = (models.create_model("test_deformable_detr", decoder_layers=6) for _ in range(2))
+    file = export_weights(ours, "original")
+    assert torch.equal(file["class_embed.5.weight"], file["class_embed.0.weight"])
+    load_weights(other, file)
+    assert torch.equal(ours.heads[0].weight, other.heads[0].weight)
+
+
+def test_the_authors_files_hold_refining_heads_twice():
+    ours, other = (models.create_model("test_deformable_detr_refine") for _ in range(2))
+    file = export_weights(ours, "original")
+    file |= {f"transformer.decoder.{n}": t for n, t in file.items() if n.startswith("bbox_embed.")}
+    load_weights(other, file)
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_norms_of_the_authors_decoder_stand_in_another_order():
+    """Their ``norm1`` follows the reading of the maps, which is the second thing a layer does."""
+    ours = models.create_model("test_deformable_detr_refine")
+    file = export_weights(ours, "original")
+    assert file["transformer.decoder.layers.0.norm1.weight"].data_ptr() == ours.decoder[0].norm2.weight.data_ptr()
+
+
+def test_a_new_head_for_other_classes(tmp_path):
+    folder = folder_of(deformable(with_box_refine=True, two_stage=True), tmp_path / "peer")
+    ours, _, _ = load_folder(folder, num_classes=3)
+    assert ours.heads[0].weight.shape[0] == 3
+    with pytest.raises(WeightsError, match="classes"):
+        load_weights(models.build(ours.config), folder)

@@ -20,7 +20,7 @@ from .detr import DetectorFamily, coco_card, common_fields, to_common
 if TYPE_CHECKING:
     from vitrail.weights.source import Source
 
-_HEADS = {(False, False): "one head", (True, False): "heads at the top", (True, True): "two stages"}
+_HEADS = {(False, False): "one head", (True, False): "heads that refine", (True, True): "two stages"}
 _KINDS = ("weight", "bias")
 
 

@@ -110,8 +110,8 @@ def common_fields(data: Mapping[str, Any], *, ffn: int, queries: int) -> dict[st
     defaults = {"d_model": 256, "dropout": 0.1, "num_queries": queries, "num_channels": 3}
     defaults |= {f"{part}_layers": 6 for part in ("encoder", "decoder")}
     get: dict[str, Any] = {**defaults, **data}
-    for key, value in (("activation_function", "relu"), ("position_embedding_type", "sine")):
-        require_value(key, data.get(key, value), value)
+    for key, wanted in (("activation_function", "relu"), ("position_embedding_type", "sine")):
+        require_value(key, data.get(key, wanted), wanted)
     for what, value in (("attention_heads", 8), ("ffn_dim", ffn)):
         pair = [data.get(f"{part}_{what}", value) for part in ("encoder", "decoder")]
         require_value(f"decoder_{what}", pair[1], pair[0])

@@ -11,13 +11,13 @@ import torch
 
 from vitrail.weights.tables import Entry, Table, Transform, module, with_prefix
 
+from .backbones import below
 from .detr import (
     BACKBONE,
     BACKBONES,
     NAMES,
     TORCHVISION,
     authors_attention,
-    below,
     hub_backbone,
     hub_layers,
     own_names,
