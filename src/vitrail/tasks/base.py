@@ -72,6 +72,7 @@ HEADLINES = {
     "map": "mean average precision",
     "bleu": "sacreBLEU",
     "bits_per_pixel": "bits per pixel",
+    "miou": "mIoU",
 }
 """Metric -> what people call it: the number that a run is spoken of by, by kind of task."""
 PLAIN = ("bleu", "bits_per_pixel", "negative_bits")
