@@ -17,6 +17,7 @@ from vitrail.data.detection.source import BUILTIN, open_boxes
 from vitrail.data.detection.transforms import BoxPrepare, Fit
 from vitrail.data.samples import SampleLoader, SampleSplits
 from vitrail.errors import UsageError, require_extra
+from vitrail.infer.detector import fit_of
 from vitrail.models import config_of, configure
 from vitrail.tasks.denoise import Denoising
 from vitrail.tasks.detect import Detect, Weights
@@ -139,12 +140,6 @@ class DetectJob(SceneJob):
     def watch(self, batches: Any, say: Say) -> Callable[[int, dict[str, Any]], None]:
         """Nothing is said."""
         return lambda step, values: None
-
-
-def fit_of(img_size: Any) -> Fit:
-    """Return the size that images are brought to: into a square of one number, or shorter and longer side."""
-    sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    return Fit(min(sides), max(sides))
 
 
 def measuring_loader(
