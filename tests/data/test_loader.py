@@ -12,7 +12,7 @@ import torch
 
 from tests.data.making import picture, write_image
 from vitrail.classes import ClassMap
-from vitrail.data import loader as loader_module
+from vitrail.data import samples as samples_module
 from vitrail.data.augment import Augment, Normalize, RandomErasing
 from vitrail.data.cache import ImageCache, cache_budget
 from vitrail.data.decode import BrokenImage
@@ -225,7 +225,7 @@ class Flaky(ArrayStore):
 def test_passing_failures_are_tried_again(
     failures: int, reason: str, calls: int, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader_module, "_PAUSE", 0.001)
+    monkeypatch.setattr(samples_module, "_PAUSE", 0.001)
     monkeypatch.setattr(Flaky, "failures", failures)
     monkeypatch.setattr(Flaky, "reason", reason)
     monkeypatch.setattr(Flaky, "calls", [], raising=False)

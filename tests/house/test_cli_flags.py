@@ -9,17 +9,18 @@ from vitrail.cli.main import app
 
 FROZEN = {
     "vitrail": "--help --version",
-    "train": "--batch --data --device --epochs --help --img-size --json --lr --model --name --out --seed --set words",
+    "train": "--batch --data --device --epochs --help --img-size --json --lr --model --name --out --seed --set "
+    "--task words",
     "plan": "--batch --data --device --epochs --help --img-size --json --lr --memory --model --name --out --parallel "
     "--processes --seed --set words",
     "resume": "--force --help --json --steps --verify run",
     "val": "--batch --beam --data --device --help --json --split model",
-    "predict": "--batch --beam --csv --device --help --img-size --json --top images model",
+    "predict": "--batch --beam --csv --device --help --img-size --json --out --threshold --tile --top images model",
     "sample": "--batch --count --device --held-out --help --json --keep --out --seed --temperature --top-k images "
     "model",
     "probe": "--batch --device --draws --help --images --img-size --json --layer --layers --method --neighbours --out "
     "--seed --shots --temperature --test-fraction --val-fraction data model",
-    "explain": "--data --device --figures --help --json --length --method --out --per-head images model",
+    "explain": "--at --data --device --figures --help --json --length --method --out --per-head images model",
     "models": "--cost --help --img-size --json pattern",
     "convert": "--help --json --layout --model --set source target",
     "scaling": "--epochs --help --json --models --out --seeds --set --shares --times words",

@@ -10,6 +10,7 @@ import typer
 
 from vitrail.errors import DataError, UsageError, require_known
 
+from .answers import parse_point, refuse_options, verbs_of
 from .console import Json, partial_result, result, say
 from .heldout import held_out, recipe_of
 from .source import open_predictor
@@ -73,6 +74,9 @@ def explain(
     figures: Annotated[
         bool, typer.Option("--figures", help="Draw patch filters, position similarity and attention distance instead.")
     ] = False,
+    at: Annotated[
+        str | None, typer.Option(metavar="X,Y", help="Of boxes, masks, restored images: the pixel to explain.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Where held-out images come from; default: the run's data.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where pictures go; default: explain/ in RUN.")
@@ -85,12 +89,17 @@ def explain(
     images = images or []
     if model == WORD and not Path(model).exists():
         own = None if device == "auto" else device
-        given = {"image": images, "method": method, "per-head": per_head, "figures": figures, "data": data}
+        given = {"image": images, "method": method, "per-head": per_head, "figures": figures, "data": data, "at": at}
         return explain_gradients(length, {**given, "device": own}, out, as_json)
     require_length_wanted(model, length)
     if reads_text(model):
-        refuse(model, method=method, figures=figures, data=data, **{"per-head": per_head})
+        refuse(model, method=method, figures=figures, data=data, at=at, **{"per-head": per_head})
         return align(model, images, out=out, device=device, as_json=as_json)
+    if (verbs := verbs_of(model)) is not None:
+        refuse_options(model, "does not classify", method=method, figures=figures, per_head=per_head)
+        known: dict[str, Any] = {"at": parse_point(at), "data": data, "out": out}
+        return verbs.explain(model, images, **known, device=device, as_json=as_json)
+    refuse_options(model, "gives one answer an image", at=at)
     _require_sense(images, method, per_head, figures, data)
     predictor = open_predictor(model, device=device)
     folder = out or (Path(model) / "explain" if Path(model).is_dir() else Path("explain"))

@@ -1,14 +1,15 @@
-"""`vitrail predict`: classify images, or translate lines, as the model has it."""
+"""`vitrail predict`: classify, detect, segment or restore images, or translate lines, as the model has it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vitrail.errors import DataError, UsageError
 
+from .answers import refuse_options, verbs_of
 from .console import Json, partial_result, result, say, table
 from .source import open_predictor
 from .translate import reads_text, refuse, translate
@@ -23,28 +24,54 @@ def predict(
             help="Images: files, folders, patterns like 'x/*.png'. Text: files of lines; none: standard input.",
         ),
     ] = None,
-    top: Annotated[int, typer.Option(help="How many classes to show for each image.", min=1)] = 3,
+    top: Annotated[int | None, typer.Option(help="How many classes to show for each image: 3.", min=1)] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the answers as CSV.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Of boxes, masks, restored images: where files and pictures go.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Of boxes: the least score shown.", min=0, max=1)] = None,
+    tile: Annotated[
+        int | None, typer.Option(help="Of restoration: pixels of a tile; default: what fits.", min=8)
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     batch: Annotated[int, typer.Option(help="Images or lines through the model at once.", min=1)] = 32,
     img_size: Annotated[str | None, typer.Option(help="224 or 224x192; default: the model's own.")] = None,
     beam: Annotated[int | None, typer.Option(help="Of a translation: hypotheses kept; 1: greedy.", min=1)] = None,
     as_json: Json = False,
 ) -> None:
-    """Classify images, or translate lines, with a trained model."""
+    """Classify, detect, segment or restore images, or translate lines, with a trained model."""
     if reads_text(model):
-        refuse(model, csv=csv, **{"img-size": img_size})
+        refuse(model, csv=csv, top=top, out=out, threshold=threshold, tile=tile, **{"img-size": img_size})
         translate(model, images or [], beam=beam, device=device, batch=batch, as_json=as_json)
         return
-    from vitrail.infer import results_to_csv, table_rows
-
+    verbs = verbs_of(model)
     if not images:
-        raise UsageError("expected images to classify, got none; mend: vitrail predict RUN IMAGE...")
-    if beam is not None:
-        raise UsageError(f"--beam has no effect on {model}, which does not translate; mend: leave it out")
+        raise UsageError("expected images, got none; mend: vitrail predict RUN IMAGE...")
+    refuse_options(model, "does not translate", beam=beam)
     _require_images(images)
     if csv is not None:
         _require_folder_of(csv)
+    if verbs is not None:
+        refuse_options(model, "gives no list of classes", top=top)
+        known: dict[str, Any] = {"out": out, "threshold": threshold, "tile": tile, "csv": csv, "img_size": img_size}
+        return verbs.predict(model, images, **known, batch=batch, device=device, as_json=as_json)
+    refuse_options(model, "classifies", out=out, threshold=threshold, tile=tile)
+    _classify(model, images, top=top or 3, csv=csv, device=device, batch=batch, img_size=img_size, as_json=as_json)
+
+
+def _classify(
+    model: str,
+    images: list[str],
+    *,
+    top: int,
+    csv: Path | None,
+    device: str,
+    batch: int,
+    img_size: str | None,
+    as_json: bool,
+) -> None:
+    from vitrail.infer import results_to_csv, table_rows
+
     predictor = open_predictor(model, device=device, batch=batch, img_size=img_size)
     answers = list(predictor.stream(images))
     if csv is not None:

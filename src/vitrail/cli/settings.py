@@ -15,6 +15,7 @@ from vitrail.errors import UsageError
 SHORT = {  # option of `vitrail train` -> key of the recipe
     "model": "model.name",
     "data": "data.source",
+    "task": "task",
     "epochs": "train.epochs",
     "batch": "train.batch_size",
     "lr": "optim.lr",

@@ -19,10 +19,14 @@ def train(
         list[str],
         typer.Argument(
             metavar="DATA | RECIPE.yaml [KEY=VALUE]...",
-            help="A folder, a CSV, parquet, tar shards, a built-in name (digits), or a recipe; then any settings.",
+            help="A folder, a table, parquet, tar shards, a built-in name (digits), or a recipe; then any settings.",
         ),
     ],
     data: Annotated[str | None, typer.Option(help="The data, where the argument is a recipe.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="classify, multilabel, detect, segment, restore, pixels, translate; default: seen."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="A name of `vitrail models`.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Times through the training images.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images an update.")] = None,
@@ -40,6 +44,7 @@ def train(
     """Train a model on your images."""
     options = {
         "data": data,
+        "task": task,
         "model": model,
         "epochs": epochs,
         "batch": batch,

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import DataError
 
+from .answers import refuse_options, verbs_of
 from .console import Json, result, say, table
 from .heldout import HeldOut, held_out, require_classes
 from .pixels import measure_pixels, predicts_pixels
@@ -30,8 +31,9 @@ def val(
     if reads_text(model):
         measure(model, data, split, beam=beam, device=device, batch=batch, as_json=as_json)
         return
-    if beam is not None:
-        raise UsageError(f"--beam has no effect on {model}, which does not translate; mend: leave it out")
+    refuse_options(model, "does not translate", beam=beam)
+    if (verbs := verbs_of(model)) is not None:
+        return verbs.val(model, data, split, batch=batch, device=device, as_json=as_json)
     from vitrail.infer.predictor import pick_device
     from vitrail.tasks import create_task
     from vitrail.tasks.evaluate import evaluate

@@ -9,7 +9,6 @@ Shapes: B batch, K classes; images (B, 3, h, w) float32, normalised.
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -29,11 +28,9 @@ from .decode import BrokenImage
 from .imageset import ImageSet, too_many_broken
 from .mixing import Mix
 from .order import InOrder, Order, Shuffled, draw_keys
+from .samples import persistently, too_broken
 from .transforms import Crop, crop_images
 from .workers import Workers, require_workers
-
-_TRIES, _PAUSE = 3, 0.05  # a network disk that hiccups gets three tries, seconds apart
-_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -303,7 +300,7 @@ class Loader:
         if image is not None:
             return image
         try:
-            image = _persistently(self.dataset, i)
+            image = persistently(self.dataset, i)
         except BrokenImage as error:
             self._broken(i, error)
             return None
@@ -318,19 +315,7 @@ class Loader:
             self._problems[i] = Problem(i, self.dataset.name(i), name, error.reason, error.message)
             count = len(self._problems)
         if self.shuffle and count > too_many_broken(self.max_broken, len(self.dataset)):
-            raise DataError(self._table())
-
-    def _table(self) -> str:
-        problems = self.problems
-        lines = [
-            f"expected at most {100 * self.max_broken:g} % unreadable training images, "
-            f"got {len(problems)} of {len(self.dataset)} so far:"
-        ]
-        lines += [f"  {p.name}: {p.reason}: {p.message}" for p in problems[:_SHOWN]]
-        if len(problems) > _SHOWN:
-            lines.append(f"  ... and {len(problems) - _SHOWN} more")
-        lines.append("  mend: `vitrail data check` lists them all; repair or remove them, or raise max_broken")
-        return "\n".join(lines)
+            raise too_broken(self.problems, self.max_broken, len(self.dataset))
 
     def _finish(self, job: _Job, epoch: int) -> Batch:
         """Augment, normalise and mix a batch whose crops are ready."""
@@ -354,15 +339,3 @@ class Loader:
             out, targets = self.mix(out, labels, keep, own=targets, rows=share.rows, whole=share.whole, **place)
         batch = Batch(out, labels, targets, keep, indices)
         return batch.without_first() if share.neighbour else batch
-
-
-def _persistently(dataset: ImageSet, i: int) -> Tensor:
-    """Read an image, again where the failure may pass by itself. Raises the last :class:`BrokenImage`."""
-    for left in reversed(range(_TRIES)):
-        try:
-            return dataset.read(i)
-        except BrokenImage as error:
-            if not (left and error.transient):
-                raise
-            time.sleep(_PAUSE)
-    raise AssertionError("unreachable: the last try returns or raises")

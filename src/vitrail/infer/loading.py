@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vitrail.errors import UsageError
+from vitrail.models import answers
 from vitrail.weights import open_folder
 from vitrail.weights.textfolder import is_text_folder
 
 from .pixels import Painter, load_painter
 from .predictor import Precision, Predictor, load_predictor
 from .translator import Translator, load_translator
+
+LOADERS = {
+    "boxes": "detector:load_detector",
+    "masks": "segmenter:load_segmenter",
+    "pictures": "restorer:load_restorer",
+}
+"""What a model answers -> module here and function that makes it ready for use; called as :func:`load` is."""
 
 
 def load(
@@ -24,8 +33,8 @@ def load(
     img_size: int | tuple[int, int] | None = None,
     batch_size: int = 32,
 ) -> Any:
-    """Load a trained model, ready for use: a :class:`Predictor` of images, a :class:`Translator` of text, or a
-    :class:`Painter` of pictures.
+    """Load a trained model, ready for use: a :class:`Predictor`, ``Detector``, ``Segmenter`` or ``Restorer`` of images,
+    a :class:`Translator` of text, or a :class:`Painter` of pictures.
 
     Args:
         source: a run folder (its ``best/`` weights), a folder of Vitrail, timm or transformers, or a hub id
@@ -40,6 +49,11 @@ def load(
         UsageError: an option of images for a model that reads text or paints.
     """
     text = is_text_folder(source)
+    other = None if text else LOADERS.get(answers(open_folder(source).config))
+    if other is not None:
+        module, _, name = other.partition(":")
+        options = {"device": device, "dtype": dtype, "img_size": img_size, "batch_size": batch_size}
+        return getattr(importlib.import_module(f"vitrail.infer.{module}"), name)(source, **options)
     if text or _paints(source):
         given = {"dtype": dtype != "float32", "img_size": img_size is not None}
         idle = [name for name, on in given.items() if on]

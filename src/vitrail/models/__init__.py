@@ -1,7 +1,8 @@
 """Architectures: one file each, found by their names; ``create_model`` and ``list_models`` are the doors.
 
 A file here holds a frozen config, a module that takes it, ``MODELS`` (config type -> module) and ``VARIANTS`` (name ->
-config). Names that begin with ``test_`` are sizes for tests and stay out of listings.
+config). Names that begin with ``test_`` are sizes for tests and stay out of listings. A network of another task than
+classification says so by ``answers`` of its config's class; its backbone is a config within its config.
 """
 
 from __future__ import annotations
@@ -54,10 +55,24 @@ def translates(config: Any) -> bool:
     return reads_text(config) and {"source", "target"} <= inspect.signature(kind.forward).parameters.keys()
 
 
+def answers(config: Any) -> str:
+    """Return what a model says of an image: "classes", or what its config's class names.
+
+    "boxes" (detection), "masks" (semantic segmentation), "pictures" (restoration); "text" of what reads tokens.
+    """
+    return "text" if reads_text(config) else getattr(config, "answers", "classes")
+
+
+@cache
+def variants_that(answer: str) -> dict[str, Any]:
+    """Return those of :func:`variants` whose :func:`answers` are of a kind."""
+    return {name: config for name, config in variants().items() if answers(config) == answer}
+
+
 @cache
 def image_variants() -> dict[str, Any]:
-    """Return those of :func:`variants` that read images: each config has ``img_size`` and ``num_classes``."""
-    return {name: config for name, config in variants().items() if not reads_text(config)}
+    """Return those of :func:`variants` that classify images: each config has ``img_size`` and ``num_classes``."""
+    return variants_that("classes")
 
 
 @cache
@@ -149,9 +164,9 @@ def _pyramid(backbone: nn.Module, out_indices: Sequence[int] | None) -> nn.Modul
 def configure(config: Any, overrides: Mapping[str, Any], of: str = "model") -> Any:
     """Return ``config`` with the fields in ``overrides`` replaced; an int ``img_size`` becomes a square.
 
-    A mapping for a field that is itself a group of fields (``numerics``, ``form``) replaces those it names. ``of`` is
-    what errors call the config. Raises :class:`UsageError` for an unknown field and for a value that its type has not:
-    every choice is looked up.
+    A mapping for a field that is itself a group of fields (``numerics``, ``form``, ``backbone``) replaces those it
+    names; a backbone may also be given by its name. ``of`` is what errors call the config. Raises :class:`UsageError`
+    for an unknown field and for a value that its type has not: every choice is looked up.
     """
     fields = [f.name for f in dataclasses.fields(config)]
     require_known(overrides, fields, f"{of} keyword")
@@ -160,7 +175,9 @@ def configure(config: Any, overrides: Mapping[str, Any], of: str = "model") -> A
         changes["img_size"] = as_size(changes["img_size"])
     for name, value in changes.items():
         own = getattr(config, name)
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(own):
+        if name == "backbone":
+            changes[name] = _backbone(own, value)
+        elif isinstance(value, Mapping) and dataclasses.is_dataclass(own):
             changes[name] = configure(own, value, name)
         else:
             require_fit(name if of == "model" else f"{of}.{name}", value, hints(type(config))[name])
@@ -168,6 +185,22 @@ def configure(config: Any, overrides: Mapping[str, Any], of: str = "model") -> A
         return dataclasses.replace(config, **changes)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _backbone(own: Any, value: Any) -> Any:
+    """Return a backbone's config by the name of a variant, as :func:`config_to_dict` wrote it, or with fields changed.
+
+    It has no classifier. Raises :class:`UsageError` for a network that gives no maps.
+    """
+    if isinstance(value, Mapping):
+        found = config_from_dict(value) if "type" in value else configure(own, value, "backbone")
+    else:
+        found = config_of(value) if isinstance(value, str) else value
+    if answers(found) != "classes" or hasattr(found, "colours"):
+        raise UsageError(
+            f"expected a backbone that gives feature maps, such as swin_tiny_patch4_window7_224, got {value!r}"
+        )
+    return dataclasses.replace(found, num_classes=0)
 
 
 def _tuples(value: Any) -> Any:
@@ -184,8 +217,9 @@ def as_size(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
-    """Return a config as plain JSON data, with the name of its type under ``"type"``."""
-    return {"type": type(config).__name__, **dataclasses.asdict(config)}
+    """Return a config as plain JSON data, with the name of its type under ``"type"``; so with its backbone's."""
+    own = {"backbone": config_to_dict(config.backbone)} if hasattr(config, "backbone") else {}
+    return {"type": type(config).__name__, **dataclasses.asdict(config), **own}
 
 
 def config_from_dict(data: Mapping[str, Any]) -> Any:
@@ -197,6 +231,7 @@ def config_from_dict(data: Mapping[str, Any]) -> Any:
 
 
 __all__ = [
+    "answers",
     "as_size",
     "build",
     "config_from_dict",
@@ -210,4 +245,5 @@ __all__ = [
     "text_variants",
     "translates",
     "variants",
+    "variants_that",
 ]

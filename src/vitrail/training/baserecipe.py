@@ -22,6 +22,15 @@ from .sections import Optim, Running, Schedule, Section
 PREFIX = "VITRAIL_"
 FIRST = ("task", "name", "out", "model", "data")
 """What a recipe file begins with: what people look for."""
+RECIPES = {
+    "classify": ("recipe", "Recipe"),
+    "translate": ("textrecipe", "TranslateRecipe"),
+    "pixels": ("pixelrecipe", "PixelRecipe"),
+    "detect": ("detectrecipe", "DetectRecipe"),
+    "segment": ("segmentrecipe", "SegmentRecipe"),
+    "restore": ("restorerecipe", "RestoreRecipe"),
+}
+"""Task -> module and class of its recipe; any other task is one on images with labels."""
 
 
 class BaseRecipe(Section):
@@ -89,6 +98,7 @@ class BaseRecipe(Section):
     def check(cls, content: Mapping[str, Any]) -> Any:
         """Build the recipe that nested plain data describe, of its task's class; errors are :class:`UsageError`."""
         kind = kind_of(content)
+        content = {k: v for k, v in content.items() if (k, v) != ("task", "auto")}  # the class says the rest
         try:
             return kind.model_validate(content)
         except ValidationError as error:
@@ -108,16 +118,20 @@ class BaseRecipe(Section):
 
 def kind_of(content: Mapping[str, Any]) -> type[BaseRecipe]:
     """Return the class of a recipe: by its task, or, where the task is left open, by what its data are."""
-    from vitrail.data.paralleltext import is_parallel
-
     task, data = content.get("task", "auto"), content.get("data")
     source = data.get("source") if isinstance(data, Mapping) else None
-    text = task == "translate" or (task == "auto" and isinstance(source, str) and is_parallel(source))
-    module, name = ("textrecipe", "TranslateRecipe") if text else ("recipe", "Recipe")
-    if task == "pixels":
-        module, name = "pixelrecipe", "PixelRecipe"
+    if task == "auto" and isinstance(source, str):
+        task = task_of(source)
+    module, name = RECIPES.get(task, RECIPES["classify"])
     found: type[BaseRecipe] = getattr(importlib.import_module(f"vitrail.training.{module}"), name)
     return found
+
+
+def task_of(source: str) -> str:
+    """Return the task that data are unmistakably for; "auto" where they are images with labels, or nothing known."""
+    from vitrail.data.paralleltext import is_parallel
+
+    return "translate" if is_parallel(source) else "auto"
 
 
 def known_keys(section: type[BaseModel], path: str = "") -> list[str]:

@@ -109,7 +109,7 @@ class TextJob:
         return Identity({name: pairs.digest() for name, pairs in parts.items()}, self._classes(), self.recipe.flat())
 
     def _classes(self) -> dict[str, Any]:
-        return {"hash": self.tokenizer.digest(), "classes": {"names": [f"{self.tokenizer.vocab_size} tokens"]}}
+        return {"hash": self.tokenizer.digest(), "names": [f"{self.tokenizer.vocab_size} tokens"]}
 
     def keep_data(self, folder: Path) -> None:
         """Keep the tokenizer."""

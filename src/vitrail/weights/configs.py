@@ -66,7 +66,16 @@ def is_variant(name: str, config: Any) -> bool:
     known = variants().get(name)
     if known is None or type(known) is not type(config):
         return False
-    return all(getattr(known, f.name) == getattr(config, f.name) for f in fields(config) if f.name not in _FREE)
+    return _alike(known, config)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two configs of a type have the same sizes; so with their backbones."""
+    if type(one) is not type(other):
+        return False
+    sizes = [f.name for f in fields(other) if f.name not in (*_FREE, "backbone")]
+    same = all(getattr(one, name) == getattr(other, name) for name in sizes)
+    return same and (not hasattr(other, "backbone") or _alike(one.backbone, other.backbone))
 
 
 _FREE = {"img_size", "in_chans", "num_classes", "drop_rate", "drop_path_rate", "numerics", "vocab_size", "specials"}

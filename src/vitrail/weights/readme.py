@@ -7,9 +7,13 @@ from typing import Any
 import yaml
 
 from vitrail.classes import ClassMap
+from vitrail.models import answers
 
 from .cards import Card
 from .families import family_of
+
+PIPELINES = {"boxes": "object-detection", "masks": "image-segmentation", "pictures": "image-to-image"}
+"""What a model answers -> the task's name on the hub."""
 
 
 def model_card(card: Card, config: Any, classes: ClassMap | None) -> str:
@@ -19,7 +23,8 @@ def model_card(card: Card, config: Any, classes: ClassMap | None) -> str:
     front: dict[str, Any] = {
         "license": card.licence or "unknown",
         "library_name": "vitrail",
-        "pipeline_tag": "image-classification" if config.num_classes else "image-feature-extraction",
+        "pipeline_tag": PIPELINES.get(answers(config))
+        or ("image-classification" if config.num_classes else "image-feature-extraction"),
         "tags": ["vitrail", *(["timm"] if for_timm else []), "vision-transformer"],
     }
     if card.hub_id:
