@@ -29,7 +29,7 @@ from .bicubic import bicubic
 Draws = NDArray[np.float64]
 Range = tuple[float, float]
 MCU = 16
-"""Pixels of a JPEG's largest unit: what is cut along its grid is compressed as in the whole picture, but at its edge."""
+"""Pixels of a JPEG's largest unit: what is cut along its grid comes out as in the whole picture, but at its edge."""
 
 
 class Degradation(Protocol):

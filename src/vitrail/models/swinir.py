@@ -12,13 +12,11 @@ B batch, I channels of a picture, (H, W) its size, (h, w) the same padded to who
 
 from __future__ import annotations
 
-
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vitrail.nn.checks import require_each, require_heads, require_positive
 from vitrail.nn.conv import channels_last_kernels
@@ -58,6 +56,7 @@ class SwinIRConfig:
     """
 
     answers: ClassVar[str] = "pictures"
+    num_classes: ClassVar[int] = 0
 
     img_size: tuple[int, int] = (64, 64)
     in_chans: int = 3
@@ -80,7 +79,7 @@ class SwinIRConfig:
         require_heads([self.embed_dim] * len(self.depths), self.num_heads)
         if (self.head == "residual") != (self.upscale == 1):
             raise ValueError(
-                f"expected upscale 1 with head 'residual' and more with the others, got {self.upscale} and {self.head!r}"
+                f"expected upscale 1 with head 'residual', more with the others, got {self.upscale} and {self.head!r}"
             )
         if self.connection == "3conv" and self.embed_dim % 4:
             raise ValueError(f"expected an embed_dim that 4 divides for connection '3conv', got {self.embed_dim}")
@@ -184,9 +183,55 @@ class SwinIR(nn.Module):
         return made[:, :, : height * c.upscale, : width * c.upscale]
 
 
-VARIANTS: dict[str, SwinIRConfig] = {
-    "swinir_light_x2": SwinIRConfig(
-        embed_dim=60, depths=(6,) * 4, num_heads=(6,) * 4, head="pixelshuffledirect"
+# sizes: width, groups of six blocks, heads; section 4.1 (M, S) and the released weights (L)
+_SIZES: dict[str, tuple[int, int, int]] = {"m": (180, 6, 6), "light": (60, 4, 6), "l": (240, 9, 8)}
+
+
+def _variant(size: str, head: Head, upscale: int, img_size: int) -> SwinIRConfig:
+    dim, groups, heads = _SIZES[size]
+    return SwinIRConfig(
+        img_size=(img_size, img_size),
+        upscale=upscale,
+        embed_dim=dim,
+        depths=(6,) * groups,
+        num_heads=(heads,) * groups,
+        head=head,
     )
+
+
+def _small(head: Head, upscale: int) -> SwinIRConfig:
+    """Two groups of four blocks, for quick training; ours."""
+    return SwinIRConfig((32, 32), 3, upscale, 48, (4, 4), (4, 4), head=head)
+
+
+_DENOISE = _variant("m", "residual", 1, 128)
+_JPEG = replace(_DENOISE, img_size=(126, 126), window_size=7, img_range=255.0)
+
+VARIANTS: dict[str, SwinIRConfig] = {
+    # section 4.2: trained on patches of 48 (DIV2K) and 64 (with Flickr2K), of which the number of windows differs
+    **{f"swinir_classical_m_x{s}": _variant("m", "pixelshuffle", s, 64) for s in (2, 3, 4, 8)},
+    **{f"swinir_classical_m_x{s}_48": _variant("m", "pixelshuffle", s, 48) for s in (2, 3, 4, 8)},
+    **{f"swinir_light_x{s}": _variant("light", "pixelshuffledirect", s, 64) for s in (2, 3, 4)},
+    **{f"swinir_real_m_x{s}": _variant("m", "nearest+conv", s, 64) for s in (2, 4)},
+    "swinir_real_l_x4": replace(_variant("l", "nearest+conv", 4, 64), connection="3conv"),
+    # sections 4.3 and 4.4
+    "swinir_gray_denoise": replace(_DENOISE, in_chans=1),
+    "swinir_color_denoise": _DENOISE,
+    "swinir_gray_jpeg": replace(_JPEG, in_chans=1),
+    "swinir_color_jpeg": _JPEG,
+    # ours: the lightweight size without scaling, and smaller ones
+    "swinir_light_denoise": _variant("light", "residual", 1, 64),
+    **{f"swinir_nano_x{s}": _small("pixelshuffledirect", s) for s in (2, 3, 4)},
+    "swinir_nano_denoise": _small("residual", 1),
+    "swinir_nano_jpeg": replace(_small("residual", 1), img_range=255.0),
 }
+_TEST = SwinIRConfig((16, 16), 3, 2, 8, (2, 2), (2, 2), 4, head="pixelshuffledirect")
+VARIANTS |= {
+    "test_swinir": _TEST,
+    "test_swinir_x3": replace(_TEST, upscale=3, head="pixelshuffle", connection="3conv"),
+    "test_swinir_x4": replace(_TEST, upscale=4, head="nearest+conv"),
+    "test_swinir_denoise": replace(_TEST, upscale=1, head="residual"),
+    "test_swinir_jpeg": replace(_TEST, in_chans=1, upscale=1, head="residual", window_size=3, img_range=255.0),
+}
+
 MODELS = {SwinIRConfig: SwinIR}

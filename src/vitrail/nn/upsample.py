@@ -18,7 +18,7 @@ WIDTH = 64
 
 
 def reflect_to_multiple(x: Tensor, side: int) -> Tensor:
-    """Fill (B, C, h, w) up at the right and bottom, mirrored without repeating the edge, until ``side`` divides h and w.
+    """Fill (B, C, h, w) up at the right and bottom, mirrored without the edge, until ``side`` divides h and w.
 
     Where the picture is too small to be mirrored once, it is mirrored back and forth: pixel i of the result is pixel
     ``p - |p - i mod 2p|`` with ``p = size - 1``, which is what one reflection gives as far as it reaches. A side of one
