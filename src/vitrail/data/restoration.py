@@ -3,7 +3,8 @@
 Source: Liang et al. 2021, arXiv 2108.10257, section 4.1 (random patches, flips and quarter turns).
 
 A folder holds photos, ``HR/`` and ``LR/`` with pictures of the same names (``bird.png`` and ``bird.png`` or
-``birdx2.png``), or ``train/``, ``val/`` and ``test/`` with either. What cannot be a pair is named before training.
+``birdx2.png``; ``LR_bicubic/X2/`` is read too, where bicubic pictures are asked for), or ``train/``, ``val/`` and
+``test/`` with either. What cannot be a pair is named before training.
 B batch, C channels (1 or 3), s scale, (h, w) a patch of the bad picture, (s h, s w) of the good one.
 """
 
@@ -125,10 +126,14 @@ def open_photos(source: str, degrade: Degradation, *, channels: int = 3, patch: 
             too small: the first of them by name.
     """
     root = os.path.expanduser(source)
-    pairs = os.path.isdir(os.path.join(root, HIGH)) and os.path.isdir(os.path.join(root, LOW))
-    store, _ = find_images(os.path.join(root, HIGH) if pairs else root)
+    apart = os.path.isdir(os.path.join(root, HIGH))
+    store, _ = find_images(os.path.join(root, HIGH) if apart else root)
     highs = tuple(os.path.join(store.root, name) for name in store.names)
-    lows = _partners(store.root, highs, os.path.join(root, LOW), degrade.scale) if pairs else None
+    places = (os.path.join(root, LOW), os.path.join(root, f"{LOW}_bicubic", f"X{degrade.scale}"))
+    given = next(
+        (place for place in places[: 2 if isinstance(degrade, Downscale) else 1] if os.path.isdir(place)), None
+    )
+    lows = _partners(store.root, highs, given, degrade.scale) if apart and given else None
     photos = Photos(highs, lows, degrade, channels)
     _require_sizes(photos, patch)
     return photos

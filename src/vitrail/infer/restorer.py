@@ -6,7 +6,7 @@ C channels, (H, W) a picture, s scale.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class RestorationResult:
         image: uint8 or uint16, as the picture that came, (s H, s W) grey or (s H, s W, 3); None after an error.
         source: the picture that came, (H, W) or (H, W, 3).
         scale: s.
-        tiling: how it was cut.
+        tiling: how it was cut, into ``tiles``.
         measure: border and channel that its figures are measured with.
         error: what went wrong with this picture, or None; ``reason`` is its stable code.
     """
@@ -55,9 +55,9 @@ class RestorationResult:
     scale: int
     tiling: Tiling | None = None
     measure: tuple[int, Channel] = (0, "rgb")
+    tiles: int = 0
     error: str | None = None
     reason: str | None = None
-    tiles: int = field(default=0)
 
     @property
     def ok(self) -> bool:
@@ -182,6 +182,11 @@ class Restorer:
         with torch.inference_mode():
             made: Tensor = self.model(pictures.to(self.device, self.dtype))
         return made
+
+    def with_gradients(self, pictures: Tensor) -> Tensor:
+        """As :meth:`run` in float32, for whoever asks for gradients of it."""
+        made: Tensor = self.model(pictures.to(self.device, self.dtype))
+        return made.float().cpu()
 
     def __call__(self, images: Images) -> RestorationResult | list[RestorationResult]:
         """Restore ``images``: see :mod:`.inputs` for what they may be; files and arrays of 16 bits keep them.

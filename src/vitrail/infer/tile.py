@@ -87,8 +87,8 @@ class Tiling:
 def pixel_bytes(config: Any, bytes_each: int = 4) -> int:
     """Return about how many bytes of memory a network takes at most, for each pixel of the picture it is given.
 
-    A block holds about ten widths and 600 numbers more, in 16 bits the attention weights besides; the reconstruction 2.3
-    (sub-pixel) or 3 (nearest) pictures of 64 channels in their final size. Measured on a CPU for every published
+    A block holds about ten widths and 600 numbers more, in 16 bits the attention weights besides; the reconstruction
+    2.3 (sub-pixel) or 3 (nearest) pictures of 64 channels in their final size. Measured on a CPU for every kind of
     variant: docs/benchmarks/restoration.md.
     """
     block = 600 + 10 * config.embed_dim
