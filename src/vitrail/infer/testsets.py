@@ -72,8 +72,8 @@ def measure_set(
         told(f"{name}: {Path(photos.name(i)).name}: {rows[-1][2]:.2f} -> {rows[-1][0]:.2f} dB")
     if not rows:
         raise DataError(f"expected a set with pictures that can be read, got none in {name}: {'; '.join(faults[:3])}")
-    restored, like, base, base_like = (math.fsum(column) / len(rows) for column in zip(*rows, strict=True))
-    return SetFigures(name, len(rows), restored, like, base, base_like, each, tuple(faults))
+    after, like, before, before_like = (math.fsum(column) / len(rows) for column in zip(*rows, strict=True))
+    return SetFigures(name, len(rows), after, like, before, before_like, each, tuple(faults))
 
 
 def open_set(folder: str | Path, degrade: Degradation, channels: int) -> Photos:

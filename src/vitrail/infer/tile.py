@@ -1,9 +1,9 @@
 """Large pictures in tiles: cut with overlaps, restored one by one, blended where they meet.
 
 Source: the tiles of Liang et al. 2021 (arXiv 2108.10257, their test script averages overlaps of 32 pixels). Here a tile
-begins where a window of the whole picture begins, so that the windows of both are the same; of an overlap the outer
-quarters are left out, and the middle is blended in a line. The picture that comes out is written row of tiles by row of
-tiles, so memory holds one row of tiles beside the two pictures, whatever their height.
+begins where a window of the whole picture begins, so that the windows of both are the same; the middle quarter of an
+overlap is blended in a line, and what lies nearer to an edge is left out. The picture that comes out is written row of
+tiles by row of tiles, so memory holds one row of tiles beside the two pictures, whatever their height.
 
 C channels, (H, W) a picture, s scale, T side of a tile, M side of a window.
 """
@@ -75,7 +75,7 @@ class Tiling:
         found = [torch.ones(s * (stop - start)) for start, stop in cuts]
         for i in range(len(cuts) - 1):
             shared = s * (cuts[i][1] - cuts[i + 1][0])
-            ramp = ((torch.arange(shared) + 0.5) / shared * 2 - 0.5).clamp(0, 1)
+            ramp = ((torch.arange(shared) + 0.5) / shared * 4 - 1.5).clamp(0, 1)
             found[i + 1][:shared] *= ramp
             found[i][-shared:] *= 1 - ramp
         total = torch.zeros(s * length)  # of three tiles that meet, the ramps need not sum to one

@@ -33,12 +33,11 @@ class RestoreJob(SceneJob):
         """Open photos or pairs; what does not fit is named."""
         settled, _ = settle_what(recipe)
         d, p = settled.data, settled.patches
-        size = settled.model.img_size
         splits = open_splits(
             d.source,
             degradation(settled),
             channels=int(p.channels),
-            patch=max(size) if isinstance(size, tuple) else int(size),
+            patch=_side(settled),
             val_fraction=d.val_fraction,
             test_fraction=d.test_fraction,
             seed=d.seed,
@@ -76,12 +75,11 @@ class RestoreJob(SceneJob):
 
     def train_batches(self, card: Card, device: torch.device, part: tuple[int, int]) -> SampleLoader:
         """Random patches."""
-        r, size = self.recipe, self.recipe.model.img_size
-        assert isinstance(size, int), "patches are square"
+        r = self.recipe
         return SampleLoader(
             self.splits.train,
             batch_size=int(r.train.batch_size),
-            prepare=RandomPatch(size, self.degrade, r.patches.turn),
+            prepare=RandomPatch(_side(r), self.degrade, r.patches.turn),
             collate=collate,
             seed=r.train.seed,
             shuffle=True,
@@ -107,3 +105,9 @@ class RestoreJob(SceneJob):
             cache=r.data.cache,
             part=part,
         )
+
+
+def _side(recipe: RestoreRecipe) -> int:
+    size = recipe.model.img_size
+    assert isinstance(size, int), "settled: patches are square"
+    return size

@@ -132,6 +132,8 @@ def settle_what(recipe: RestoreRecipe) -> tuple[RestoreRecipe, list[Decision]]:
             f"expected degrade.kind {' or '.join(SHRINKING)} for a model that makes pictures larger, else noise or "
             f"jpeg, got {kind} for {name}"
         )
+    if not isinstance(settled.model.img_size, int):
+        raise UsageError(f"expected model.img_size as one number: patches are square, got {settled.model.img_size}")
     return _with_levels(settled), settle.made
 
 
@@ -181,7 +183,7 @@ def resolve_restore(recipe: RestoreRecipe, count: int, device: torch.device) -> 
         seen=SEEN["cpu" if device.type == "cpu" else "gpu"],
         epochs=(1, 500),
         optimizer="muon",
-        lr=5e-3,
+        lr=2e-3,
         weight_decay=0.0,
         basis="tried on Set5",
         longest=1.0,
