@@ -20,8 +20,8 @@ def test_help_lists_every_verb_and_nothing_more(vitrail):
     assert ran.code == 0
     listed = [line.split()[0] for line in ran.out.partition("Commands:")[2].splitlines() if line.strip()]
     assert listed == [
-        "train", "plan", "resume", "val", "predict", "sample", "probe", "explain", "models", "scaling", "convert",
-        "soup", "data",
+        "train", "plan", "resume", "val", "predict", "sample", "probe", "explain", "export", "bench", "models",
+        "scaling", "convert", "soup", "data",
     ]  # fmt: skip
 
 

@@ -21,6 +21,8 @@ FROZEN = {
     "probe": "--batch --device --draws --help --images --img-size --json --layer --layers --method --neighbours --out "
     "--seed --shots --temperature --test-fraction --val-fraction data model",
     "explain": "--at --data --device --figures --help --json --length --method --out --per-head images model",
+    "export": "--format --help --img-size --json --out model",
+    "bench": "--batch --device --engines --help --img-size --json --rounds model",
     "models": "--cost --help --img-size --json pattern",
     "convert": "--help --json --layout --model --set source target",
     "scaling": "--epochs --help --json --models --out --seeds --set --shares --times words",

@@ -58,10 +58,10 @@ def verbs_of(model: str) -> Verbs | None:
     """Return the verbs of a model that answers with boxes, masks or pictures; None for any other."""
     if reads_text(model):
         return None
+    from vitrail.infer.network import config_at
     from vitrail.models import answers
-    from vitrail.weights import open_folder
 
-    file = FILES.get(answers(open_folder(existing(model)).config))
+    file = FILES.get(answers(config_at(existing(model))))
     return None if file is None else cast(Verbs, importlib.import_module(f"vitrail.cli.{file}"))
 
 

@@ -19,11 +19,13 @@ from vitrail import __version__
 from vitrail.errors import VitrailError
 
 from . import (
+    bench,
     convert,
     data,
     data_bench,
     data_shard,
     explain,
+    export,
     models,
     plan,
     predict,
@@ -62,6 +64,8 @@ app.command("predict")(predict.predict)
 app.command("sample")(sample.sample)
 app.command("probe")(probe.probe)
 app.command("explain")(explain.explain)
+app.command("export")(export.export)
+app.command("bench")(bench.bench)
 app.command("models")(models.models)
 app.command("scaling")(scaling.scaling)
 app.add_typer(data_app, name="data")

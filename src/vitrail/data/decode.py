@@ -47,7 +47,8 @@ class BrokenImage(DataError):
     """One image cannot be used. ``reason`` is a stable code, ``message`` a sentence for people.
 
     Codes: ``missing``, ``unreadable``, ``not_a_file``, ``empty_file``, ``not_an_image``, ``too_many_pixels``,
-    ``extreme_shape``, ``truncated``, ``corrupt``, ``unsupported_mode``; ``too_many_bytes`` (data check only).
+    ``extreme_shape``, ``truncated``, ``corrupt``, ``unsupported_mode``; ``lossy`` (masks); ``too_many_bytes`` (data
+    check only).
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -94,6 +95,28 @@ def inspect_image(source: str | bytes | os.PathLike[str], *, max_pixels: int = M
     with _opened(source, max_pixels) as image:
         info = info_of(image)
         return info, torch.from_numpy(_pixels(image)).permute(2, 0, 1)
+
+
+def read_values(source: str | bytes | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, bool]:
+    """Read what a drawn mask stores, upright: int32 (H, W), and whether these are colours.
+
+    Grey (8 and 16 bits), black and white, and palettes give their own numbers; red, green and blue come packed into
+    one, ``red << 16 | green << 8 | blue``. Raises :class:`BrokenImage`, with ``lossy`` for a JPEG, whose values are not
+    those that were drawn.
+    """
+    with _opened(source, max_pixels) as image:
+        if info_of(image).format == "JPEG":
+            raise BrokenImage("lossy", "expected a mask that keeps its values (PNG), got a JPEG; mend: save it as PNG")
+        image.load()
+        image = _upright(image)
+        if image.mode in ("RGB", "RGBA", "RGBX"):
+            colours = np.array(image)[..., :3].astype(np.int32)
+            return colours[..., 0] << 16 | colours[..., 1] << 8 | colours[..., 2], True
+        if image.mode in ("1", "L", "P", "I") or image.mode.startswith("I;16"):
+            return np.array(image).astype(np.int32), False
+        raise BrokenImage(
+            "unsupported_mode", f"expected a mask of whole numbers or RGB colours, got mode {image.mode!r}"
+        )
 
 
 def info_of(image: Image.Image) -> ImageInfo:

@@ -10,9 +10,9 @@ import torch
 
 from vitrail.errors import UsageError
 from vitrail.models import answers
-from vitrail.weights import open_folder
 from vitrail.weights.textfolder import is_text_folder
 
+from .network import config_at, is_exported
 from .pixels import Painter, load_painter
 from .predictor import Precision, Predictor, load_predictor
 from .translator import Translator, load_translator
@@ -37,8 +37,8 @@ def load(
     a :class:`Translator` of text, or a :class:`Painter` of pictures.
 
     Args:
-        source: a run folder (its ``best/`` weights), a folder of Vitrail, timm or transformers, or a hub id
-            (``hf-hub:org/name``).
+        source: a run folder (its ``best/`` weights), a folder of Vitrail, timm or transformers, a hub id
+            (``hf-hub:org/name``), or an ``.onnx`` file of `vitrail export`.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         dtype: "float32", or "bfloat16" for speed where the machine has it; of images.
         img_size: input size in pixels, an int or (H, W), of images; default the card's.
@@ -48,8 +48,8 @@ def load(
         WeightsError: there is no usable model at ``source``.
         UsageError: an option of images for a model that reads text or paints.
     """
-    text = is_text_folder(source)
-    other = None if text else LOADERS.get(answers(open_folder(source).config))
+    text = not is_exported(source) and is_text_folder(source)
+    other = None if text else LOADERS.get(answers(config_at(source)))
     if other is not None:
         module, _, name = other.partition(":")
         options = {"device": device, "dtype": dtype, "img_size": img_size, "batch_size": batch_size}
@@ -69,7 +69,7 @@ def load(
 
 def _paints(source: str | Path) -> bool:
     """Tell whether a source is an image GPT without classes."""
-    config = open_folder(source).config
+    config = config_at(source)
     return bool(getattr(config, "paints", False)) and not config.num_classes
 
 

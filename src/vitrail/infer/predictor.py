@@ -28,6 +28,7 @@ from vitrail.weights.cards import Card
 from .explanation import Explanation
 from .inputs import Images, Item, is_single, items_of
 from .labels import MultiLabelResult
+from .network import open_network
 from .results import ClassificationResult
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -257,7 +258,7 @@ def load_predictor(
 
     Raises :class:`WeightsError` if there is no usable model at ``source``.
     """
-    from vitrail.weights import load_model
-
-    model, card, classes = load_model(source)
-    return Predictor(model, card, classes, device=device, dtype=dtype, img_size=img_size, batch_size=batch_size)
+    found = open_network(source)
+    return Predictor(
+        found.model, found.card, found.classes, device=device, dtype=dtype, img_size=img_size, batch_size=batch_size
+    )

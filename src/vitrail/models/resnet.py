@@ -21,6 +21,7 @@ from vitrail.nn.checks import require_each, require_positive
 from vitrail.nn.conv import Conv2d, channels_last_kernels
 from vitrail.nn.fused import Linear
 from vitrail.nn.init import initialise
+from vitrail.nn.norms import FrozenBatchNorm2d
 from vitrail.nn.tokens import Features
 
 
@@ -38,6 +39,8 @@ class ResNetConfig:
         stem: "large" (7x7 convolution of stride 2, then max-pooling: stride 4) or "small" (3x3, stride 1).
         stem_width: channels of the stem.
         output_stride: pixels to a cell of the last map; with 16 (DC5) or 8 the last stages dilate instead.
+        norm: "batch", or "frozen": batch norms whose numbers never move, as detectors have them that start from a
+            classifier's weights.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block; earlier ones get less.
     """
@@ -51,6 +54,7 @@ class ResNetConfig:
     stem: Literal["large", "small"] = "large"
     stem_width: int = 64
     output_stride: int = 32
+    norm: Literal["batch", "frozen"] = "batch"
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
 
@@ -87,7 +91,8 @@ class ResNet(nn.Module):
         super().__init__()
         self.config = c = config
         kernel, stride = (7, 2) if c.stem == "large" else (3, 1)
-        self.stem = ConvNorm(c.in_chans, c.stem_width, kernel, stride, conv=Conv2d, norm=nn.BatchNorm2d)
+        norm = FrozenBatchNorm2d if c.norm == "frozen" else nn.BatchNorm2d
+        self.stem = ConvNorm(c.in_chans, c.stem_width, kernel, stride, conv=Conv2d, norm=norm)
         self.stages = make_stages(
             BasicBlock if c.block == "basic" else Bottleneck,
             c.stem_width,
@@ -95,7 +100,7 @@ class ResNet(nn.Module):
             c.widths,
             steps=c.steps,
             conv=Conv2d,
-            norm=nn.BatchNorm2d,
+            norm=norm,
             drop_path_rate=c.drop_path_rate,
         )
         self.head_drop = nn.Dropout(c.drop_rate)
@@ -119,6 +124,14 @@ class ResNet(nn.Module):
         maps = stage_maps(self.stages, self.config.steps, self.stem_map(images))
         _, _, h, w = maps[self.config.steps[-1].reach].shape
         return Features(tokens=None, grid=(h, w), maps=maps)
+
+    def every_map(self, images: Tensor) -> list[Tensor]:
+        """Images (B, I, H, W) -> the map of each stage, those of one stride too."""
+        x, maps = self.stem_map(images), []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, I, H, W), normalised -> logits (B, K), or pooled features (B, C) when K is 0."""

@@ -101,7 +101,9 @@ def _products_are_faster(q: Tensor, k: Tensor, bias: Tensor | None) -> bool:
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float, scale: float | None) -> Tensor:
     """Call the fused kernel, which knows four dimensions."""
     if q.ndim == 4:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale)
+        # an exported graph must not build on the memory order of one kernel's results: others replace it
+        return out.clone(memory_format=torch.contiguous_format) if torch.compiler.is_exporting() else out
     if mask is None or mask.shape[:-3].numel() == 1:  # windows alike: one batch of all
         flat = None if mask is None else mask.reshape(-1, *mask.shape[-3:])
         out = _fused(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), flat, dropout_p, scale)

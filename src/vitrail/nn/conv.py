@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .fused import linear
-from .norms import affine, fixed
+from .norms import FrozenBatchNorm2d, affine, fixed
 from .shortcuts import plain
 
 Padding = Literal["symmetric", "same"]
@@ -150,8 +150,9 @@ def conv_norm(conv: Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     """Return ``norm(conv(x))``, computed as one convolution where nobody can tell the difference.
 
     A batch norm in evaluation is a fixed scale and shift of each channel, which the kernel takes in. That is done when
-    no gradient is asked for, nobody hooks into either layer, and the map has more positions than a filter has weights:
-    below that, scaling the kernel costs more than it saves. Compiled and exported graphs keep both layers.
+    no gradient is asked for (but by a kernel under a frozen norm), nobody hooks into either layer, and the map has more
+    positions than a filter has weights: below that, scaling the kernel costs more than it saves. Compiled and exported
+    graphs keep both layers.
     """
     if not _folds(conv, norm, x):
         plain: Tensor = norm(conv(x))
@@ -163,7 +164,7 @@ def conv_norm(conv: Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def _folds(conv: nn.Module, norm: nn.Module, x: Tensor) -> bool:
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and type(norm) is not FrozenBatchNorm2d):
         return False
     if not plain(conv, Conv2d, StdConv2d) or not fixed(norm):
         return False

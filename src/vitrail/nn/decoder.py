@@ -60,7 +60,7 @@ class CausalAttention(nn.Module):
         return KVCache()
 
 
-class _Layer(nn.Module):
+class AddedLayer(nn.Module):
     """How every sublayer is added: dropout, the sum, and a norm before the branch or after the sum."""
 
     def __init__(self, drop: float, norm_first: bool) -> None:
@@ -73,7 +73,7 @@ class _Layer(nn.Module):
         return out
 
 
-class EncoderLayer(_Layer):
+class EncoderLayer(AddedLayer):
     """Self-attention over all tokens, then the feed-forward network.
 
     Args:
@@ -100,7 +100,7 @@ class EncoderLayer(_Layer):
         return self._add(x, self.norm2, self.mlp)
 
 
-class DecoderLayer(_Layer):
+class DecoderLayer(AddedLayer):
     """What mixes the text so far, attention to the source if there is one, then the feed-forward network.
 
     Args:

@@ -20,6 +20,10 @@ layer N(0, 1 / width), padding and biases zero (fairseq's code of Vaswani et al.
 Radford et al. 2019, GPT-2).
 ``igpt``: queries, keys and values N(0, 1 / width), what the attention gives N(0, 1 / (width · layers)), all other
 matrices and the colours N(0, 0.02), positions N(0, 0.01), the outputs zero (the code of Chen et al. 2020, image GPT).
+``dense``: of decoders: convolutions N(0, 2 / fan-out), linear layers as trunc_normal has them, biases zero; classifiers
+of pixels, 1x1 convolutions named ``head``, N(0, 0.01) (mmseg).
+``detr``: Xavier-uniform matrices and biases of zero in attention, Xavier-uniform matrices of the feed-forward networks,
+heads as torch makes them, queries and embeddings N(0, 1) (the code of Carion et al. 2020, arXiv 2005.12872).
 Tables of relative positions come as N(0, 0.02) whatever the scheme.
 """
 
@@ -163,6 +167,21 @@ def _resnet(model: nn.Module) -> None:
     _zero_last_norms(model)
 
 
+@torch.no_grad()
+def _dense(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            trunc_normal_(module.weight)
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Conv2d):
+            if name.startswith("head"):
+                nn.init.normal_(module.weight, std=0.01)
+            else:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def _zero_last_norms(model: nn.Module) -> None:
     """Let every residual block start as its shortcut."""
     for module in model.modules():
@@ -260,9 +279,26 @@ def _igpt(model: nn.Module) -> None:
     _fill_free(model, {"pos_embed": lambda t: nn.init.normal_(t, std=0.01)})
 
 
+@torch.no_grad()
+def _detr(model: nn.Module) -> None:
+    from .attention import Attention
+
+    for module in model.modules():
+        if isinstance(module, FeedForward):
+            nn.init.xavier_uniform_(module.fc1.weight)
+            nn.init.xavier_uniform_(module.fc2.weight)
+        elif isinstance(module, Attention):
+            for layer in (module.qkv, module.proj):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+    _fill_free(model, dict.fromkeys(("query_embed", "level_embed", "content"), nn.init.normal_))
+
+
 SCHEMES: dict[str, Callable[[nn.Module], None]] = {
     "bit": _bit,
     "coatnet": _coatnet,
+    "dense": _dense,
+    "detr": _detr,
     "igpt": _igpt,
     "jax": _jax,
     "normal": _normal,

@@ -8,6 +8,7 @@ B batch, C channels, (h, w) grid.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .shortcuts import plain
@@ -27,9 +28,32 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """A batch norm whose scale, shift and statistics never move: one scale and shift a channel, in training too.
+
+    Source: Carion et al. 2020, arXiv 2005.12872, appendix A.4: networks that start from a classifier's weights and see
+    few images at a time.
+    """
+
+    weight: Tensor  # type: ignore[assignment]
+    bias: Tensor  # type: ignore[assignment]
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__(channels, eps=eps, affine=False)
+        del self._parameters["weight"], self._parameters["bias"], self._buffers["num_batches_tracked"]
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("num_batches_tracked", None)
+        self.track_running_stats = self.training = False
+
+    def train(self, mode: bool = True) -> FrozenBatchNorm2d:
+        """Stay in evaluation, whatever the mode of the network."""
+        return self
+
+
 def fixed(norm: nn.Module) -> bool:
     """Whether a layer is a batch norm that applies the same scale and shift to every image, see :func:`affine`."""
-    if norm.training or not plain(norm, nn.BatchNorm2d):
+    if norm.training or not plain(norm, nn.BatchNorm2d, FrozenBatchNorm2d):
         return False
     return isinstance(norm.weight, Tensor) and isinstance(norm.running_mean, Tensor)
 

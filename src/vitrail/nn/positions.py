@@ -1,13 +1,15 @@
 """Positions: learned tables with resizing, and fixed sine-cosine tables in one and two dimensions.
 
 Sources: Vaswani et al. 2017, arXiv 1706.03762, section 3.5 (1d); Dosovitskiy et al. 2021, arXiv 2010.11929,
-section 3.2 (resizing); He et al. 2022, arXiv 2111.06377 (2d table).
+section 3.2 (resizing); He et al. 2022, arXiv 2111.06377 (2d table); Carion et al. 2020, arXiv 2005.12872, appendix A.4
+(positions within each image of a padded batch).
 
-P = h · w positions of a grid (h, w), C width.
+B batch, P = h · w positions of a grid (h, w), C width.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -105,6 +107,38 @@ def sincos_2d(grid: Grid, dim: int, *, base: Grid | None = None, temperature: fl
         angles = _angles(steps.flatten(), dim // 2, temperature)
         halves += [angles.sin(), angles.cos()]
     return torch.cat(halves, -1).float()[None]
+
+
+def sines_within(grid: Grid, dim: int, keep: Tensor | None = None, *, before: float = 0.0) -> Tensor:
+    """Return where each cell lies in its own image, as sines and cosines: (B or 1, h·w, dim) float32, [y | x].
+
+    Rows and columns are counted over the cells that are no padding, from 1 on, and stretched to the circle: the last
+    one is at 2π. Sine and cosine of a frequency stand side by side.
+
+    Args:
+        grid: (h, w).
+        dim: width, a multiple of four.
+        keep: (B, h, w) bool, False where a batch was padded; None if it is not.
+        before: taken off the count: 0.5 measures from the middle of a cell.
+    """
+    if keep is None:
+        y, x = (torch.arange(1, n + 1, dtype=torch.float32) for n in grid)
+        places = [y.view(1, -1, 1).expand(1, *grid), x.view(1, 1, -1).expand(1, *grid)]
+    else:
+        places = [keep.cumsum(axis, dtype=torch.float32) for axis in (1, 2)]
+    parts = []
+    for axis, steps in enumerate(places, 1):
+        last = steps.narrow(axis, steps.shape[axis] - 1, 1)
+        parts.append(sines_of((steps - before) / (last + 1e-6), dim // 2))
+    return torch.cat(parts, -1).flatten(1, 2)
+
+
+def sines_of(share: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
+    """Return shares of a circle (...) as sines and cosines of ``dim / 2`` frequencies, side by side: (..., dim)."""
+    _require_even(dim)
+    rates = temperature ** (-torch.arange(0, dim, 2, dtype=torch.float32, device=share.device) / dim)
+    angles = share[..., None] * (2 * math.pi) * rates
+    return torch.stack((angles.sin(), angles.cos()), -1).flatten(-2)
 
 
 def _centres(count: int, base: int) -> Tensor:

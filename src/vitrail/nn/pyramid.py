@@ -79,6 +79,13 @@ class Dropped(nn.Identity):
     """Stands where a part was that only the head reads."""
 
 
+def drop_unread(backbone: Any) -> None:
+    """Take out of a backbone, in place, what no map of it reads."""
+    for name in getattr(backbone, "after_maps", ()):
+        if isinstance(getattr(backbone, name), nn.Module):
+            setattr(backbone, name, Dropped())
+
+
 class FeaturePyramid(nn.Module):
     """A backbone without its classifier: images -> list of maps, the finest first.
 
@@ -110,9 +117,7 @@ class FeaturePyramid(nn.Module):
             ((stride, dim),) = channels.items()
             self.pyramid = SimplePyramid(dim, stride, strides=self.strides)
             channels = dict.fromkeys(STRIDES, 256)
-        for name in getattr(backbone, "after_maps", ()):
-            if isinstance(getattr(backbone, name), nn.Module):
-                setattr(backbone, name, Dropped())
+        drop_unread(backbone)
         self.feature_info = FeatureInfo({s: channels[s] for s in self.strides})
 
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -17,8 +17,8 @@ def watched(module: nn.Module) -> bool:
 
 
 def as_made(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether ``layer`` is exactly of one of these classes and its weight a parameter: its weights say all it does."""
-    return type(layer) in kinds and "weight" in layer._parameters
+    """Whether ``layer`` is exactly of one of these classes and its weight its own: its weights say all it does."""
+    return type(layer) in kinds and ("weight" in layer._parameters or "weight" in layer._buffers)
 
 
 def plain(layer: nn.Module, *kinds: type[nn.Module]) -> bool:

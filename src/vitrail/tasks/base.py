@@ -73,6 +73,7 @@ HEADLINES = {
     "bleu": "sacreBLEU",
     "bits_per_pixel": "bits per pixel",
     "psnr": "PSNR in dB",
+    "miou": "mIoU",
 }
 """Metric -> what people call it: the number that a run is spoken of by, by kind of task."""
 PLAIN = ("bleu", "bits_per_pixel", "negative_bits", "psnr")

@@ -1,0 +1,260 @@
+"""Deformable attention: each query reads a few points of each map, and says itself where they are and what they count.
+
+Source: Zhu et al. 2021, arXiv 2010.04159, section 4.1, equations 2 and 3.
+
+A point between four cells is their mean, weighted by its distance to each (bilinear), and cells outside a map are zero.
+So each query's result is a weighted sum of a few rows of the values, and on a CPU it is computed as that, by the kernel
+of tables of embeddings. Elsewhere, compiled and exported, it is ``grid_sample`` of each map. The numbers agree to
+rounding.
+
+B batch, Q queries, C width, H heads, D width of one head, L maps (levels), P points, S cells of all maps, Z of these
+with a border of zeros around each map, n = 4·L·P corners of the points of one head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from .fused import Linear
+from .positions import Grid
+from .shortcuts import at_once
+
+ROWS = 2**16  # gathered at a time in a backward pass: they stay in the processor's cache
+
+
+class Points(NamedTuple):
+    """Where queries look, and what each point counts.
+
+    Attributes:
+        places: (B, Q, H, L, P, 2), x and y relative to the padded image; may lie outside.
+        weights: (B, Q, H, L, P), which add up to 1 over levels and points.
+    """
+
+    places: Tensor
+    weights: Tensor
+
+
+class DeformableAttention(nn.Module):
+    """Multi-scale deformable attention: ``attn(x, memory, reference, grids)``.
+
+    Args:
+        dim: width C.
+        num_heads: H; divides ``dim``.
+        levels: how many maps are read, L.
+        points: points of each head on each map, P.
+
+    Attributes:
+        points: gives the offsets of the points, rows (H, L, P, 2), and then their weights, rows (H, L, P).
+        tape: None, or a list to which each call appends the weight of each cell for each query (B, H, Q, S);
+            :func:`vitrail.explain.record` sets it.
+        looked: None, or a list to which each call appends its :class:`Points`.
+    """
+
+    tape: list[Tensor] | None
+    looked: list[Points] | None
+
+    def __init__(self, dim: int, num_heads: int, *, levels: int, points: int) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"expected num_heads to divide the width {dim}, got {num_heads}")
+        self.num_heads, self.levels, self.num_points = num_heads, levels, points
+        self.tape = self.looked = None
+        self.value = Linear(dim, dim)
+        self.points = Linear(dim, 3 * num_heads * levels * points)
+        self.proj = Linear(dim, dim)
+
+    def forward(
+        self, x: Tensor, memory: Tensor, reference: Tensor, grids: Sequence[Grid], keep: Tensor | None = None
+    ) -> Tensor:
+        """Queries (B, Q, C), cells of all maps (B, S, C) -> (B, Q, C).
+
+        Args:
+            x: queries, with their positions.
+            memory: the maps, one after the other, each in raster order.
+            reference: (B, Q, L or 1, 2) points, x and y, or (B, Q, L or 1, 4) boxes, centre and size; relative to each
+                padded map; float32.
+            grids: (h, w) of each map.
+            keep: (B, S) bool, False where the image is padding, which counts as zero.
+        """
+        values = self.value(memory)
+        if keep is not None:
+            values = values.masked_fill(~keep[..., None], 0.0)
+        heads = values.view(*values.shape[:2], self.num_heads, -1)
+        looked = self.look(x, reference, grids)
+        if self.looked is not None:
+            self.looked.append(looked)
+        if self.tape is not None:
+            matrix = unpad(whole_matrix(*corners(looked, grids), grids, heads.dtype), grids)
+            self.tape.append(matrix)
+            mixed = (matrix @ heads.transpose(1, 2)).transpose(1, 2).flatten(2)
+        else:
+            mixed = sample(heads, looked, grids)
+        out: Tensor = self.proj(mixed)
+        return out
+
+    def look(self, x: Tensor, reference: Tensor, grids: Sequence[Grid]) -> Points:
+        """Return the points that queries look at; see :meth:`forward`."""
+        count = self.num_heads * self.levels * self.num_points
+        raw = self.points(x).float()
+        shape = (*x.shape[:2], self.num_heads, self.levels, self.num_points)
+        offsets, weights = raw[..., : 2 * count].view(*shape, 2), raw[..., 2 * count :]
+        weights = weights.view(*shape[:3], -1).softmax(-1).view(shape)
+        reference = reference[:, :, None, :, None]
+        if reference.shape[-1] == 4:
+            reach = reference[..., 2:] * (0.5 / self.num_points)
+        else:
+            reach = _layout(tuple(grids), x.device).sides.reciprocal()
+        return Points(torch.addcmul(reference[..., :2], offsets, reach), weights)
+
+
+def start_points(attn: DeformableAttention) -> None:
+    """Set the offsets as the paper does: head by head in another direction, point by point a cell further."""
+    angles = torch.arange(attn.num_heads) * (2.0 * math.pi / attn.num_heads)
+    ways = torch.stack((angles.cos(), angles.sin()), -1)
+    ways = ways / ways.abs().amax(-1, keepdim=True)
+    steps = torch.arange(1, attn.num_points + 1)
+    bias = (ways[:, None, None] * steps[:, None]).expand(-1, attn.levels, -1, -1)
+    with torch.no_grad():
+        attn.points.weight.zero_()
+        attn.points.bias.zero_()
+        attn.points.bias[: bias.numel()] = bias.reshape(-1)
+
+
+def sample(values: Tensor, looked: Points, grids: Sequence[Grid]) -> Tensor:
+    """Return the weighted sum of the values at the points: (B, S, H, D) -> (B, Q, H·D)."""
+    b, _, h, _ = values.shape
+    if values.device.type != "cpu" or not at_once():
+        return _by_grid_sample(values, looked, grids)
+    index, weights = corners(looked, grids)
+    padded = pad(values, grids)
+    rows = (torch.arange(b) * padded.shape[1] * h).view(-1, 1, 1, 1) + torch.arange(h).view(-1, 1)
+    flat = index.mul(h).add_(rows.to(index.dtype)).view(-1, index.shape[-1])
+    summed: Tensor = WeightedRows.apply(padded.reshape(-1, values.shape[-1]), flat, weights.view(flat.shape))  # type: ignore[no-untyped-call]
+    return summed.view(*index.shape[:2], -1)
+
+
+def corners(looked: Points, grids: Sequence[Grid]) -> tuple[Tensor, Tensor]:
+    """Return the four cells around each point, and what each counts: int32 and float32 (B, Q, H, n).
+
+    Cells are counted over maps with a border of zeros. A point further out than that is drawn onto it.
+    """
+    layout = _layout(tuple(grids), looked.places.device)
+    xy = torch.addcmul(layout.half, looked.places, layout.sides)  # in cells, from the centre of the first
+    xy = torch.minimum(xy.clamp_min(-1.0), layout.sides)
+    first = torch.minimum(xy.detach().floor(), layout.last)
+    right, down = (xy - first).unbind(-1)
+    cell = torch.addcmul(first[..., 0] + layout.start, first[..., 1], layout.width).to(torch.int32)
+    beside = torch.stack((looked.weights * (1.0 - right), looked.weights * right), -1)
+    weights = torch.stack((beside * (1.0 - down[..., None]), beside * down[..., None]), -2)
+    return (cell[..., None, None] + layout.around).flatten(3), weights.flatten(3)
+
+
+class _Layout(NamedTuple):
+    """Numbers of maps with a border of one cell: (L, 1, 2) the first three, then (L, 1), then (L, 1, 2, 2) int32."""
+
+    half: Tensor
+    sides: Tensor
+    last: Tensor
+    start: Tensor
+    width: Tensor
+    around: Tensor
+
+
+def _layout(grids: tuple[Grid, ...], device: torch.device) -> _Layout:
+    """Return the numbers, from a cache that serves training too."""
+    with torch.inference_mode(False):
+        return _make_layout(grids, device)
+
+
+@lru_cache(maxsize=32)
+def _make_layout(grids: tuple[Grid, ...], device: torch.device) -> _Layout:
+    sides = torch.tensor([(w, h) for h, w in grids], dtype=torch.float32, device=device)[:, None]
+    width = sides[..., 0] + 2
+    cells = [(h + 2) * (w + 2) for h, w in grids]
+    before = torch.tensor([sum(cells[:i]) for i in range(len(cells))], dtype=torch.float32, device=device)[:, None]
+    around = torch.tensor([[[0, 1], [w + 2, w + 3]] for _, w in grids], dtype=torch.int32, device=device)[:, None]
+    return _Layout(torch.full_like(sides, -0.5), sides, sides - 1, before + width + 1, width, around)
+
+
+def pad(values: Tensor, grids: Sequence[Grid]) -> Tensor:
+    """Put a border of zeros around each map: (B, S, H, D) -> (B, Z, H, D)."""
+    b, _, *heads = values.shape
+    maps = torch.split(values.flatten(2), [h * w for h, w in grids], 1)
+    framed = [
+        F.pad(m.view(b, *grid, -1), (0, 0, 1, 1, 1, 1)).flatten(1, 2) for m, grid in zip(maps, grids, strict=True)
+    ]
+    return torch.cat(framed, 1).view(b, -1, *heads)
+
+
+def unpad(matrix: Tensor, grids: Sequence[Grid]) -> Tensor:
+    """Leave out the borders: (..., Z) -> (..., S)."""
+    maps = torch.split(matrix, [(h + 2) * (w + 2) for h, w in grids], -1)
+    inner = [
+        m.view(*m.shape[:-1], h + 2, w + 2)[..., 1:-1, 1:-1].flatten(-2) for m, (h, w) in zip(maps, grids, strict=True)
+    ]
+    return torch.cat(inner, -1)
+
+
+def whole_matrix(index: Tensor, weights: Tensor, grids: Sequence[Grid], dtype: torch.dtype) -> Tensor:
+    """Return what each cell counts for each query, (B, H, Q, Z), of what :func:`corners` gives."""
+    b, q, h, _ = index.shape
+    cells = sum((rows + 2) * (columns + 2) for rows, columns in grids)
+    empty = weights.new_zeros(b, h, q, cells, dtype=dtype)
+    return empty.scatter_add(-1, index.transpose(1, 2).long(), weights.transpose(1, 2).to(dtype))
+
+
+def _by_grid_sample(values: Tensor, looked: Points, grids: Sequence[Grid]) -> Tensor:
+    """The same, map by map: (B, S, H, D) -> (B, Q, H·D)."""
+    b, _, h, d = values.shape
+    at = (2 * looked.places - 1).to(values.dtype).transpose(1, 2)  # (B, H, Q, L, P, 2)
+    weights = looked.weights.to(values.dtype).transpose(1, 2).flatten(0, 1)[:, None]
+    found: Tensor | None = None
+    for i, part in enumerate(torch.split(values, [rows * columns for rows, columns in grids], 1)):
+        picture = part.permute(0, 2, 3, 1).reshape(b * h, d, *grids[i])
+        read = F.grid_sample(picture, at[:, :, :, i].flatten(0, 1), align_corners=False)  # (B·H, D, Q, P)
+        mixed = (read * weights[:, :, :, i]).sum(-1)
+        found = mixed if found is None else found + mixed
+    assert found is not None
+    return found.view(b, h * d, -1).transpose(1, 2)
+
+
+class WeightedRows(torch.autograd.Function):
+    """Weighted sums of rows of a table: (Z, D), indices and weights (N, n) -> (N, D).
+
+    torch's own backward pass of this walks over indices one by one. Here the gradient of the table is a weighted sum of
+    rows again, in the order of the table, and that of the weights a product of gathered rows, a few at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """Return the sums."""
+        weights = weights.to(table.dtype)
+        ctx.save_for_backward(table, index, weights)
+        return F.embedding_bag(index, table, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
+        """Return the gradients of the table and of the weights."""
+        table, index, weights = ctx.saved_tensors
+        grad, n = grad.contiguous(), index.shape[1]
+        order = index.view(-1).sort(stable=True)
+        counts = torch.bincount(order.values, minlength=len(table))
+        offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)[:-1]))
+        bags = order.indices.div(n, rounding_mode="floor")
+        by_row = weights.view(-1).index_select(0, order.indices)
+        of_table = F.embedding_bag(bags, grad, offsets, mode="sum", per_sample_weights=by_row)
+        step = max(1, ROWS // n)
+        parts = []
+        for rows, given in zip(torch.split(index, step), torch.split(grad, step), strict=True):
+            read = table.index_select(0, rows.view(-1)).view(*rows.shape, -1)
+            parts.append(torch.bmm(read, given[..., None])[..., 0])
+        return of_table, None, torch.cat(parts).float()
