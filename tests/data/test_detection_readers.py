@@ -130,7 +130,8 @@ def write_voc(root: Path, first: int = 1) -> None:
     (root / "Annotations").mkdir()
     for number, rows in boxes.items():
         objects = "".join(
-            f"<object><name>{n}</name><difficult>{d}</difficult><bndbox><xmin>{a + first}</xmin><ymin>{b + first}</ymin>"
+            f"<object><name>{n}</name><difficult>{d}</difficult><bndbox>"
+            f"<xmin>{a + first}</xmin><ymin>{b + first}</ymin>"
             f"<xmax>{c}</xmax><ymax>{e}</ymax></bndbox></object>"
             for n, a, b, c, e, d in rows
         )

@@ -65,7 +65,7 @@ def test_boxes_and_masks_stay_around_what_they_were_around(prepare: BoxPrepare) 
         for box, mask in zip(corners(made), made.masks.numpy(), strict=True):
             assert (box >= -1e-4).all()
             assert (box <= np.array([width, height, width, height]) + 1e-4).all()
-            inner = np.rint(box + [1.5, 1.5, -1.5, -1.5]).astype(int)
+            inner = np.rint(box + np.array([1.5, 1.5, -1.5, -1.5])).astype(int)
             if (inner[2:] > inner[:2]).all():
                 assert (made.image[0, inner[1] : inner[3], inner[0] : inner[2]] > 200).all()
                 assert mask[inner[1] : inner[3], inner[0] : inner[2]].all()
@@ -97,13 +97,13 @@ def loader(workers: int = 0, start_seed: int = 0, **more: float) -> SampleLoader
     scenes = [scene(i) for i in range(6)]
     pixels = np.stack([s.image.permute(1, 2, 0).numpy() for s in scenes])
     images = DetectionSet(
-        ArrayStore("made", pixels), np.arange(6), tuple(range(6)), np.full((6, 2), SIZE), tuple(s.objects for s in scenes),
-        ClassMap.of(["a", "b"]),
+        ArrayStore("made", pixels), np.arange(6), tuple(range(6)), np.full((6, 2), SIZE),
+        tuple(s.objects for s in scenes), ClassMap.of(["a", "b"]),
     )  # fmt: skip
     prepare = BoxPrepare(Fit(60, 80), hflip=0.5, crop=0.5, scales=(0.7, 1.3), jitter=ColorJitter(0.2))
     return SampleLoader(
-        images, batch_size=3, prepare=prepare, collate=BoxCollate(images.most, NORMALIZE), seed=start_seed, shuffle=True,
-        workers=workers,
+        images, batch_size=3, prepare=prepare, collate=BoxCollate(images.most, NORMALIZE), seed=start_seed,
+        shuffle=True, workers=workers,
     )  # fmt: skip
 
 
@@ -118,9 +118,7 @@ def test_batches_are_a_function_of_seed_epoch_and_number() -> None:
 def test_a_batch_is_padded_and_says_where() -> None:
     images = [torch.full((3, 4, 6), 255, dtype=torch.uint8), torch.full((3, 5, 3), 255, dtype=torch.uint8)]
     one = Annotations.of([[1, 1, 2, 2]], [1], crowd=[True], area=[3.5])
-    made = [
-        Prepared(image, torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.2, 0.2]]), one, (40, 60)) for image in images
-    ]
+    made = [Prepared(image, torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.2, 0.2]]), one, (40, 60)) for image in images]
     batch = BoxCollate(2, NORMALIZE)([*made, None], torch.arange(3))
     assert batch.images.shape == (3, 3, 5, 6)
     assert batch.pixels.sum((1, 2)).tolist() == [24, 15, 30]  # the unreadable one has none that is padding

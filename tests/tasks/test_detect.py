@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests import peers  # noqa: F401 - makes transformers importable
 from vitrail.data.boxes import cxcywh_to_xyxy, paired_giou
 from vitrail.data.detection.batches import DetectionBatch
 from vitrail.nn.detection import Detections, Noise
@@ -19,7 +20,6 @@ from vitrail.tasks.detect import Detect, answers
 from vitrail.tasks.matching import match
 from vitrail.training.batches import pieces
 
-from .. import peers  # noqa: F401 - makes transformers importable
 from .scenes import CLASSES, batch_of, detections
 
 BOTH = pytest.mark.parametrize("background", [True, False])
@@ -254,9 +254,7 @@ def test_no_object_is_no_answer() -> None:
     logits = torch.zeros(1, 1, 2, CLASSES + 1)
     logits[0, 0, 0, -1] = 9.0
     logits[0, 0, 1, 3] = 2.0
-    _, scores, labels = answers(
-        Detections(logits, torch.rand(1, 1, 2, 4)), torch.tensor([[10, 10]]), background=True
-    )
+    _, scores, labels = answers(Detections(logits, torch.rand(1, 1, 2, 4)), torch.tensor([[10, 10]]), background=True)
     assert labels[0, 0] == 3
     assert scores.shape == (1, 2)
     assert float(scores[0, 0]) == pytest.approx(float(logits[0, 0, 1].softmax(0)[3]))

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import peers  # noqa: F401 - makes transformers importable
 from vitrail.data.boxes import cxcywh_to_xyxy, giou
 from vitrail.tasks.matching import Costs, match, pair_costs
 
-from .. import peers  # noqa: F401 - makes transformers importable
 from .scenes import CLASSES, batch_of, detections
 
 BOTH = pytest.mark.parametrize("background", [True, False])
@@ -43,10 +43,8 @@ def test_the_cost_of_a_pair_is_its_definition(background: bool) -> None:
     total = pair_costs(logits, boxes, labels, targets, costs)
     label, target = labels[0, 1], targets[0, 1]
     prob = (logits.softmax(-1) if background else logits.sigmoid())[0, 3, label]
-    if background:
-        cls = -prob
-    else:
-        cls = 0.25 * (1 - prob) ** 2 * -prob.log() - 0.75 * prob**2 * -(1 - prob).log()
+    focal = 0.25 * (1 - prob) ** 2 * -prob.log() - 0.75 * prob**2 * -(1 - prob).log()
+    cls = -prob if background else focal
     overlap = giou(cxcywh_to_xyxy(boxes[0, 3][None]), cxcywh_to_xyxy(target[None]))[0, 0]
     expected = cls + 5 * (boxes[0, 3] - target).abs().sum() - 2 * overlap
     assert torch.allclose(total[0, 3, 1], expected, atol=1e-5)

@@ -15,7 +15,7 @@ from .source import existing
 
 if TYPE_CHECKING:
     from vitrail.data.detection.sets import DetectionSet
-    from vitrail.infer.detector import Detector, DetectionResult
+    from vitrail.infer.detector import DetectionResult, Detector
 
 MOST_CLASSES = 30
 SAMPLES = 6  # held-out images that `explain` draws
@@ -149,11 +149,12 @@ def held_out_boxes(model: str, data: str | None, split: str | None) -> HeldOutBo
 
 def val(model: str, data: str | None, split: str | None, *, batch: int, device: str, as_json: bool) -> None:
     """Measure a detector: COCO's figures, and a row a class."""
+    from vitrail.infer.detector import fit_of
     from vitrail.infer.network import open_network
     from vitrail.infer.predictor import pick_device
     from vitrail.tasks.detect import create_detect
     from vitrail.tasks.evaluate import evaluate
-    from vitrail.training.detectjob import fit_of, measuring_loader
+    from vitrail.training.detectjob import measuring_loader
 
     network = open_network(existing(model))
     chosen = held_out_boxes(model, data, split)
@@ -185,7 +186,7 @@ def val(model: str, data: str | None, split: str | None, *, batch: int, device: 
 
 def _show_figures(chosen: HeldOutBoxes, metrics: dict[str, float], per_class: list[dict[str, Any]]) -> None:
     say(f"{chosen.words}: {metrics['count']:.0f} images, {len(per_class)} classes\n")
-    shares = [(words, _percent(metrics[key])) for key, words in FIGURES.items()]
+    shares = [(words, _percent(metrics.get(key))) for key, words in FIGURES.items()]
     table(("figure", "value"), shares, right=("value",))
     say()
     seen = [row for row in per_class if row["ap"] is not None]

@@ -141,11 +141,11 @@ class DetectionMetrics:
         return self._run
 
     def compute(self) -> dict[str, float]:
-        """Return COCO's twelve figures, ``loss`` and ``count``. Of a size that no object has, NaN; ``ap``, ``ap50``
-        and ``ap75`` of images without any object are 0.
+        """Return COCO's twelve figures, ``loss`` and ``count``. Figures of a size that no object has are left out;
+        ``ap``, ``ap50`` and ``ap75`` of images without any object are 0.
         """
         stats = dict(zip(FIGURES, self.run.stats.tolist(), strict=True))
-        found = {k: v if v >= 0 else 0.0 if k in ("ap", "ap50", "ap75") else math.nan for k, v in stats.items()}
+        found = {k: max(v, 0.0) for k, v in stats.items() if v >= 0 or k in ("ap", "ap50", "ap75")}
         return {**found, "loss": self._loss / max(1, len(self.images)), "count": float(len(self.images))}
 
     def thresholds(self) -> None:

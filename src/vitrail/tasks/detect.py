@@ -1,8 +1,8 @@
 """Finding objects: a set of queries, each a class and a box, against the set of objects that are there.
 
 Sources: Carion et al. 2020, arXiv 2005.12872, section 3.1, appendix A.2 (matching, losses, those of earlier layers);
-Zhu et al. 2021, arXiv 2010.04159, appendix A.4 (focal loss, proposals); Zhang et al. 2022, arXiv 2203.03605, section 3.3
-(denoising); Jia et al. 2023, arXiv 2207.13080 (one to many, here on earlier layers and proposals).
+Zhu et al. 2021, arXiv 2010.04159, appendix A.4 (focal loss, proposals); Zhang et al. 2022, arXiv 2203.03605, section
+3.3 (denoising); Jia et al. 2023, arXiv 2207.13080 (one to many, here on earlier layers and proposals).
 L layers, B batch, Q queries, K classes, M places for objects, k answers an image.
 """
 
@@ -218,9 +218,7 @@ def _keep(batch: Scenes) -> Tensor | None:
     return None if bool(batch.pixels.all()) else batch.pixels
 
 
-def answers(
-    found: Detections, sizes: Tensor, *, background: bool, top: int = TOP
-) -> tuple[Tensor, Tensor, Tensor]:
+def answers(found: Detections, sizes: Tensor, *, background: bool, top: int = TOP) -> tuple[Tensor, Tensor, Tensor]:
     """Return the answers of the last layer, the surest first.
 
     Args:

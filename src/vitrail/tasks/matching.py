@@ -70,9 +70,7 @@ def pair_costs(logits: Tensor, boxes: Tensor, labels: Tensor, targets: Tensor, c
 
 
 @torch.no_grad()
-def match(
-    logits: Tensor, boxes: Tensor, labels: Tensor, targets: Tensor, costs: Costs, *, repeats: int = 1
-) -> Matches:
+def match(logits: Tensor, boxes: Tensor, labels: Tensor, targets: Tensor, costs: Costs, *, repeats: int = 1) -> Matches:
     """Match the queries of a batch with its objects.
 
     Args:
@@ -88,7 +86,9 @@ def match(
     cost = pair_costs(logits, boxes, labels, targets, costs).cpu().double().numpy()
     cost = np.nan_to_num(cost, nan=_WORST, posinf=_WORST, neginf=-_WORST)
     real = (labels >= 0).cpu().numpy()
-    found = np.concatenate([np.zeros((3, 0), dtype=np.int64)] + [_one(i, cost[i], real[i], repeats) for i in range(len(cost))], 1)
+    found = np.concatenate(
+        [np.zeros((3, 0), dtype=np.int64)] + [_one(i, cost[i], real[i], repeats) for i in range(len(cost))], 1
+    )
     image, query, place = torch.from_numpy(found).to(logits.device)
     return Matches(image, query, place)
 

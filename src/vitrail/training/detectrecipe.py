@@ -39,7 +39,8 @@ class DetectData(SceneData):
     """Which images, and how their boxes are written."""
 
     source: str = Field(
-        "scenes", description="COCO json, YOLO's data.yaml, Pascal VOC, parquet with objects: a folder or a file; scenes"
+        "scenes",
+        description="COCO json, YOLO's data.yaml, Pascal VOC, parquet with objects: a folder or a file; scenes",
     )
     boxes: Literal["xywh", "xyxy", "cxcywh"] = Field(
         "xywh", description="what boxes of COCO json and parquet really are, in pixels"
@@ -69,7 +70,8 @@ class Matching(Section):
     """How queries are matched with objects, and what each loss counts."""
 
     loss: Literal["ce", "focal", "varifocal"] | Auto = Field(
-        "auto", description="of the classes; ce: of a softmax with no-object (DETR); varifocal: the score is the overlap"
+        "auto",
+        description="of the classes; ce: of a softmax with no-object (DETR); varifocal: the score is the overlap",
     )
     repeats: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto", description="queries an object on earlier layers and proposals; the answer is one to one"
@@ -126,7 +128,11 @@ class BoxFacts:
     synthetic: bool = False
 
 
-SIZES = ((144, 128, "deformable_detr_nano"), (400, 320, "deformable_detr_micro"), (1 << 30, 512, "deformable_detr_micro"))
+SIZES = (
+    (144, 128, "deformable_detr_nano"),
+    (400, 320, "deformable_detr_micro"),
+    (1 << 30, 512, "deformable_detr_micro"),
+)
 """Images whose longer side is up to the first number: the size they are brought to at most, and the network."""
 
 

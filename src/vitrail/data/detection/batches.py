@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..augment import Normalize
-from ..samples import SampleBatch
+from vitrail.data.augment import Normalize
+from vitrail.data.samples import SampleBatch
+
 from .transforms import Prepared
 
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.classes import ClassMap
+from vitrail.data.decode import BrokenImage, ImageInfo, probe_image
+from vitrail.data.imageset import Store, too_many_broken
+from vitrail.data.report import ERROR, INFO, WARNING, Finding
 
-from ..decode import BrokenImage, ImageInfo, probe_image
-from ..imageset import Store, too_many_broken
-from ..report import ERROR, INFO, WARNING, Finding
 from .layout import BoxLayout, BoxPart, Odd
 from .sets import Annotations
 

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from vitrail.classes import ClassMap
+from vitrail.data.imageset import FileStore, printable
+from vitrail.data.layout import SPLITS, listed, split_of_file, split_word
+from vitrail.data.report import ERROR, INFO, WARNING
 from vitrail.errors import DataError
 
-from ..imageset import FileStore, printable
-from ..layout import SPLITS, listed, split_of_file, split_word
-from ..report import ERROR, INFO, WARNING
 from .layout import BoxLayout, BoxPart, Odd
 from .sets import Annotations
 
@@ -188,7 +188,7 @@ def _by_image(rows: list[dict[str, Any]], images: set[Any], file: str, odd: Odd)
         seen.add(own)
         if row.get("image_id") not in images:
             odd.add(
-                "no_such_image", WARNING, "{n} annotations are of images that the json does not list; they are not used",
+                "no_such_image", WARNING, "{n} annotations are of images that the json does not list; they go unused",
                 "add the images to the json, or remove the annotations",
                 f"{file}: annotation {own}: image_id {row.get('image_id')!r}",
             )  # fmt: skip
@@ -262,7 +262,7 @@ def images_folder(path: str, source: str, names: Sequence[str]) -> str:
 
 def unlisted(part: BoxPart) -> list[str]:
     """Return image files beside those of a part that its json does not list."""
-    from ..decode import EXTENSIONS
+    from vitrail.data.decode import EXTENSIONS
 
     store = part.store
     if not isinstance(store, FileStore):

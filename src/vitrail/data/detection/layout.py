@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.classes import ClassMap
+from vitrail.data.imageset import Store
+from vitrail.data.report import EXAMPLES, Finding
 
-from ..imageset import Store
-from ..report import EXAMPLES, Finding
 from .sets import Annotations, DetectionSet
 
 MOST_LISTED = 10_000  # lines of one kind that the full list (--csv) holds

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from vitrail.classes import ClassMap
+from vitrail.data.decode import BrokenImage, probe_image
+from vitrail.data.imageset import printable
+from vitrail.data.layout import class_map, listed
+from vitrail.data.parquet import ENDINGS, IMAGE_COLUMNS, TableStore, column_of, encoded_images, is_parquet
+from vitrail.data.patterns import find_files
+from vitrail.data.report import ERROR
 from vitrail.errors import DataError, require_extra
 
-from ..decode import BrokenImage, probe_image
-from ..imageset import printable
-from ..layout import class_map, listed
-from ..parquet import ENDINGS, IMAGE_COLUMNS, TableStore, column_of, encoded_images, is_parquet
-from ..patterns import find_files
-from ..report import ERROR
 from .coco import to_xywh
 from .layout import BoxLayout, BoxPart, Odd
 from .sets import Annotations

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitrail.classes import ClassMap
+from vitrail.data import rng
+from vitrail.data.builtin import read_builtin
 
-from .. import rng
-from ..builtin import read_builtin
 from .layout import BoxLayout, BoxPart
 from .sets import Annotations
 

@@ -17,9 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from vitrail.classes import ClassMap
-
-from ..decode import BrokenImage
-from ..imageset import Store
+from vitrail.data.decode import BrokenImage
+from vitrail.data.imageset import Store
 
 NO_CLASS = -1
 

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrail.data import rng
+from vitrail.data.imageset import printable
+from vitrail.data.report import ERROR, INFO, WARNING, Finding
+from vitrail.data.samples import SampleSplits
 from vitrail.errors import DataError
 
-from .. import rng
-from ..imageset import printable
-from ..report import ERROR, INFO, WARNING, Finding
-from ..samples import SampleSplits
 from .check import judge
 from .coco import is_coco, note_unlisted, read_coco
 from .layout import BoxLayout

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitrail.data.coloring import ColorJitter
+from vitrail.data.resample import resize
 from vitrail.errors import UsageError
 
-from ..coloring import ColorJitter
-from ..resample import resize
 from .masks import mask_of
 from .sets import Annotations, Scene
 

@@ -15,12 +15,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from vitrail.data.decode import EXTENSIONS
+from vitrail.data.imageset import FileStore, printable
+from vitrail.data.layout import SPLITS, class_map, split_word
+from vitrail.data.report import ERROR
 from vitrail.errors import DataError
 
-from ..decode import EXTENSIONS
-from ..imageset import FileStore, printable
-from ..layout import SPLITS, class_map, split_word
-from ..report import ERROR
 from .layout import BoxLayout, BoxPart, Odd
 from .sets import Annotations
 

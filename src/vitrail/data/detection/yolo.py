@@ -16,12 +16,12 @@ import numpy as np
 import yaml
 
 from vitrail.classes import ClassMap
+from vitrail.data.decode import EXTENSIONS, BrokenImage, probe_image
+from vitrail.data.imageset import FileStore, printable
+from vitrail.data.layout import SPLITS, split_word
+from vitrail.data.report import ERROR, INFO, WARNING
 from vitrail.errors import DataError
 
-from ..decode import EXTENSIONS, BrokenImage, probe_image
-from ..imageset import FileStore, printable
-from ..layout import SPLITS, split_word
-from ..report import ERROR, INFO, WARNING
 from .layout import BoxLayout, BoxPart, Odd
 from .sets import Annotations
 
@@ -158,7 +158,9 @@ def _objects(path: Path, size: tuple[int, int], known: dict[Any, int], where: st
         boxes.append(((x - w / 2) * width, (y - h / 2) * height, w * width, h * height))
         labels.append(label)
         ids.append(number)
-        shapes.append(None if points is None else [(np.reshape(points, (-1, 2)) * [width, height]).reshape(-1).tolist()])
+        shapes.append(
+            None if points is None else [(np.reshape(points, (-1, 2)) * [width, height]).reshape(-1).tolist()]
+        )
     return Annotations.of(boxes, labels, ids=ids, shapes=shapes)
 
 
