@@ -263,7 +263,7 @@ class Detector:
         groups: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(pixels):
             groups.setdefault(self.target((image.shape[1], image.shape[2])), []).append(i)
-        found = {}
+        found: dict[int, Any] = {}
         for rows in groups.values():
             found.update(zip(rows, self._find([pixels[i] for i in rows]), strict=True))
         return iter(found[i] for i in range(len(pixels)))

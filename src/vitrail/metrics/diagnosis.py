@@ -44,7 +44,9 @@ class Signs:
 
 def signs_of(metrics: DetectionMetrics) -> Signs:
     """Look at all images of an evaluation."""
-    best, own, named = [], [], []
+    best: list[float] = []
+    own: list[float] = []
+    named: list[float] = []
     said: set[int] = set()
     there: set[int] = set()
     for image in metrics.images:
@@ -59,14 +61,13 @@ def signs_of(metrics: DetectionMetrics) -> Signs:
             own += np.where(same, overlap, 0).max(1).tolist()
             named += same.any(1).tolist()
     surest = max((float(image.scores.max()) for image in metrics.images if len(image.scores)), default=0.0)
-    means = (float(np.mean(values)) if values else 0.0 for values in (best, own, named))
-    return Signs(
-        max(0.0, float(metrics.run.stats[1])),
-        metrics.without_classes(),
-        surest,
-        *means,
-        (len(said & there), len(there)),
-    )
+    ap50 = max(0.0, float(metrics.run.stats[1]))
+    classes = (len(said & there), len(there))
+    return Signs(ap50, metrics.without_classes(), surest, _mean(best), _mean(own), _mean(named), classes)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0
 
 
 def _overlaps(image: Image, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
