@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -103,6 +104,15 @@ class SegmentJob(SceneJob):
         side = self.recipe.data.short_side
         assert side != "auto", "a settled recipe has no auto"
         return side
+
+    def report(self, folder: Path, name: str) -> Path:
+        """Write answers_<split>.png: images, truth, and what the best weights answer."""
+        from vitrail.infer.maskreport import draw_answers
+        from vitrail.infer.segmenter import load_segmenter
+
+        segmenter = load_segmenter(folder, device=self.recipe.train.device)
+        title = f"{self.recipe.model.name}: images of {name} that it was not trained on"
+        return draw_answers(segmenter, self.splits.parts()[name], folder / f"answers_{name}.png", title=title)
 
     def kept(self) -> dict[str, Any]:
         """What images are brought to before the network sees them."""
