@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": {"models", "nn"},
     "explain": {"nn", "models", "metrics", "weights", "data"},
     "tasks": {"nn", "data", "metrics"},
-    "infer": {"nn", "models", "tasks", "weights", "data", "explain"},
+    "infer": {"nn", "models", "tasks", "weights", "data", "metrics", "explain"},
     "training": {"nn", "models", "tasks", "data", "weights", "metrics", "explain", "infer"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)

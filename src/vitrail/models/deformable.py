@@ -148,9 +148,9 @@ class DeformableDetr(nn.Module):
             )
             for _ in range(c.decoder_layers)
         )
-        heads = c.decoder_layers + c.form.two_stage if c.form.refine else 1
-        self.class_heads = nn.ModuleList(Linear(c.embed_dim, c.num_classes) for _ in range(heads))
-        self.box_heads = nn.ModuleList(Perceptron(c.embed_dim, (c.embed_dim, c.embed_dim, 4)) for _ in range(heads))
+        count = c.decoder_layers + c.form.two_stage if c.form.refine else 1
+        self.heads = nn.ModuleList(Linear(c.embed_dim, c.num_classes) for _ in range(count))
+        self.box_heads = nn.ModuleList(Perceptron(c.embed_dim, (c.embed_dim, c.embed_dim, 4)) for _ in range(count))
         self._make_queries()
         self._initialise()
 
@@ -176,7 +176,7 @@ class DeformableDetr(nn.Module):
             self.query_embed = nn.Parameter(torch.empty(c.num_queries, 2 * dim))
             self.point_head = Linear(dim, 2)
         if c.form.denoising:
-            self.label_embed = nn.Embedding(c.num_classes, dim)
+            self.head_labels = nn.Embedding(c.num_classes, dim)
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -198,7 +198,7 @@ class DeformableDetr(nn.Module):
                     nn.init.xavier_uniform_(layer.weight)
                     nn.init.zeros_(layer.bias)
                 start_points(module)
-        for head in self.class_heads:
+        for head in self.heads:
             nn.init.constant_(head.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
         for i, box_head in enumerate(self.box_heads):
             last: Any = box_head.layers[-1]  # type: ignore[index]
@@ -223,7 +223,7 @@ class DeformableDetr(nn.Module):
         maps = self._encode(images, real_padding(images, keep))
         content, positions, reference, proposals = self._begin(maps)
         if noise is not None:
-            content = torch.cat((self.label_embed(noise.labels).to(content.dtype), content), 1)
+            content = torch.cat((self.head_labels(noise.labels).to(content.dtype), content), 1)
             reference = torch.cat((noise.boxes_cxcywh01.float(), reference), 1)
         found = self._decode(maps, content, positions, reference, self._seen(noise, content))
         count = 0 if noise is None else noise.labels.shape[1]
@@ -268,7 +268,7 @@ class DeformableDetr(nn.Module):
     def _propose(self, maps: Maps) -> tuple[Tensor, Tensor | None, Tensor, Detections | None]:
         """The same from the encoder's cells: those that most likely hold an object."""
         tokens, start = self.propose(maps)
-        logits = self.class_heads[-1](tokens)
+        logits = self.heads[-1](tokens)
         count = min(self.config.num_queries, tokens.shape[1])
         if not self.config.form.anchors:
             boxes = self.box_heads[-1](tokens).float() + start
@@ -300,7 +300,7 @@ class DeformableDetr(nn.Module):
                 continue
             box = _move(before, self.box_heads[head](x).float())
             if speaks:
-                logits.append(self.class_heads[head](x))
+                logits.append(self.heads[head](x))
                 boxes.append(box)
             if form.refine:
                 reference = box.detach()

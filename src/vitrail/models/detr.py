@@ -98,7 +98,7 @@ class Detr(nn.Module):
             for _ in range(c.decoder_layers)
         )
         self.norm = nn.LayerNorm(c.embed_dim)
-        self.class_head = Linear(c.embed_dim, c.num_classes + 1)
+        self.head = Linear(c.embed_dim, c.num_classes + 1)
         self.box_head = Perceptron(c.embed_dim, (c.embed_dim, c.embed_dim, 4))
         self.mask_head = MaskHead(c.embed_dim, c.num_heads, channels[-2:-5:-1]) if c.masks else None
         for part in (self.encoder, self.decoder):
@@ -162,7 +162,7 @@ class Detr(nn.Module):
         if self.mask_head is not None:
             before = as_map(projected, grid)
             masks = self.mask_head(states[-1], memory, before, maps[-2:-5:-1], flat)
-        return Detections(self.class_head(states), boxes, masks=masks)
+        return Detections(self.head(states), boxes, masks=masks)
 
     def _decode(self, memory: Tensor, keys: Tensor, keep: Tensor | None) -> Tensor:
         """Cells (B, S, C), with their positions too -> the queries after each layer that speaks, (L, B, Q, C)."""
