@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -43,7 +44,8 @@ def test_predict_writes_masks_and_pictures(vitrail, run, fields, tmp_path):
     with Image.open(answers[0]["mask"]) as mask:
         assert mask.size == (40, 32)
         assert set(np.unique(np.asarray(mask))) <= {0, 5}
-    assert Image.open(answers[0]["overlay"]).width > 600
+    with Image.open(answers[0]["overlay"]) as overlay:
+        assert overlay.width > 600
     with (tmp_path / "shares.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sum(float(rows[0][name]) for name in ("0", "5")) == pytest.approx(1, abs=1e-5)
@@ -81,7 +83,7 @@ def test_val_on_other_data(vitrail, run, fields, tmp_path):
     for kind in ("images", "masks"):
         (tmp_path / kind).mkdir()
         for i in range(3):
-            Image.open(fields / kind / f"{i}.png").save(tmp_path / kind / f"{i}.png")
+            shutil.copy(fields / kind / f"{i}.png", tmp_path / kind)
     assert vitrail("val", run, "--data", tmp_path, "--json").json["metrics"]["count"] == 3
     Image.fromarray(np.full((32, 40), 9, dtype=np.uint8)).save(tmp_path / "masks" / "0.png")
     ran = vitrail("val", run, "--data", tmp_path)
@@ -92,7 +94,8 @@ def test_val_on_other_data(vitrail, run, fields, tmp_path):
 def test_explain_draws_pixels(vitrail, run, fields, tmp_path):
     told = vitrail("explain", run, fields / "images" / "0.png", "--at", "30,10", "--out", tmp_path, "--json").json
     assert told["explanations"][0]["method"] == "grad_cam"
-    assert Image.open(told["pictures"][0]).width > 100
+    with Image.open(told["pictures"][0]) as drawn:
+        assert drawn.width > 100
     assert len(vitrail("explain", run, "--out", tmp_path, "--json").json["pictures"]) == 1  # the one that was held out
     ran = vitrail("explain", run, fields / "images" / "0.png", "--at", "300,10", "--out", tmp_path)
     assert ran.code == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,7 +50,7 @@ def test_windows_cover_a_side_evenly():
         found = starts(length, 16, 0.25)
         assert found[0] == 0
         assert found[-1] == length - 16
-        assert max(b - a for a, b in zip(found, found[1:], strict=False)) <= 12
+        assert max(b - a for a, b in pairwise(found)) <= 12
 
 
 def test_one_window_is_the_network():

@@ -83,8 +83,10 @@ def test_what_could_not_be_read_counts_nothing():
     loss = task.step(model, batch(keep=keep))["loss"]
     loss.backward()
     assert not model.logits.grad[1].any()
-    rest = MaskBatch(*(t[keep] for t in (batch().images, keep, torch.arange(4))), tuple(torch.stack(batch().masks)[keep]))
-    assert float(task.step(model, rest)["loss"]) == pytest.approx(float(loss.detach()), rel=1e-6)
+    rest = MaskBatch(
+        *(t[keep] for t in (batch().images, keep, torch.arange(4))), tuple(torch.stack(batch().masks)[keep])
+    )
+    assert float(task.step(model, rest)["loss"].detach()) == pytest.approx(float(loss.detach()), rel=1e-6)
 
 
 def test_dice_equals_its_definition_and_is_zero_for_the_truth():

@@ -54,7 +54,7 @@ def fields(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(fields, tmp_path_factory):
     out, said = tmp_path_factory.mktemp("runs"), []
-    more = {"segment.class_weights": "root", "segment.dice": 0.5, "train.epochs": 12, "optim.lr": 0.01}
+    more = {"segment.class_weights": "root", "segment.dice": 0.5, "train.epochs": 8, "train.eval_every": 4}
     found = train({**TINY, **more, "data.source": str(fields), "out": str(out)}, say=said.append)
     return found, "\n".join(said)
 
@@ -65,13 +65,13 @@ def test_the_meaning_of_values_is_shown_before_training(run):
     assert "0  ground" in table
     assert "255  (ignored)" in table
     assert "weights of the classes: ground" in table
-    assert "epoch 1/12" in rest
+    assert "epoch 4/8" in rest
 
 
 def test_a_run_learns_and_leaves_what_others_read(run):
     found, _ = run
     assert found.folder.parent.name == "segment"  # seen from the data
-    assert found.metrics["miou"] > 0.6
+    assert found.metrics["miou"] > 0.5
     assert found.metrics["count"] == 4
     model, card, classes = load_folder(found.folder)
     assert classes.names == ("ground", "square")
@@ -93,7 +93,8 @@ def test_the_best_weights_answer_as_the_run_measured(run, fields):
     right = known = 0
     for i in range(4):
         answer = segmenter(fields / "val" / "images" / f"{i}.png", how="whole")
-        truth = np.asarray(Image.open(fields / "val" / "masks" / f"{i}.png"))
+        with Image.open(fields / "val" / "masks" / f"{i}.png") as mask:
+            truth = np.asarray(mask)
         right += int((answer.labels == truth)[truth < 2].sum())
         known += int((truth < 2).sum())
     assert right / known == pytest.approx(found.metrics["pixel_accuracy"], abs=2e-3)
@@ -149,7 +150,7 @@ def test_the_recipe_is_settled_from_the_data():
     assert settled.model.name == "fpn_pvt_v2_b0"
     assert settled.data.short_side == 256
     assert settled.model.img_size == (256, 256)
-    assert "auto" not in settled.flat().values()
+    assert [key for key, value in settled.flat().items() if value == "auto"] == ["data.cache"]
     assert {d.key for d in made} >= {"optim.lr", "train.epochs", "data.short_side"}
     again = BaseRecipe.check(settled.model_dump(mode="json"))
     assert again == settled

@@ -96,12 +96,10 @@ def val(model: str, data: str | None, split: str | None, *, batch: int, device: 
     segmenter = open_segmenter(model, device=device)
     samples, classes, words = held_out(model, data, split)
     segmenter.classes.require_equal(classes, mine="the model", theirs=words)
-    from vitrail.data.augment import Normalize
-
     loader = SampleLoader(
         samples,
         batch_size=1,
-        prepare=Whole(Normalize(segmenter.card.mean, segmenter.card.std), segmenter.short_side),
+        prepare=Whole(segmenter.normalize, segmenter.short_side),
         collate=CollateMasks(segmenter.window),
     )
     task, target = Segment(len(classes)), pick_device(device)

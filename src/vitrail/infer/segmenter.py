@@ -20,6 +20,7 @@ from vitrail.errors import DataError, UsageError, VitrailError, require_known
 from vitrail.explain.geometry import pair
 from vitrail.explain.maps import scale01
 from vitrail.explain.pixels import pixel_activation
+from vitrail.weights.cards import Card
 
 from .explanation import Explanation
 from .inputs import Images, Item, is_single, items_of
@@ -65,7 +66,7 @@ class Segmenter:
             raise VitrailError(f"expected {count} classes as the model has, got {len(network.classes)} names")
         self.classes = network.classes or ClassMap.of([f"class {i}" for i in range(count)])
         self.short_side: int | None = network.extra.get("short_side")
-        self._normalize = Normalize(self.card.mean, self.card.std)
+        self.normalize = normalize_of(self.card)
 
     def __repr__(self) -> str:
         return f"Segmenter({self.card.name}, {len(self.classes)} classes, windows {self.window[0]}x{self.window[1]})"
@@ -128,7 +129,7 @@ class Segmenter:
     def _prepared(self, image: Tensor) -> Tensor:
         """Image uint8 (3, H, W) -> what the network sees, normalised, on the device."""
         seen = to_short_side(image, self.short_side)
-        return self._normalize(seen[None].to(self.device))[0].to(self.dtype)
+        return self.normalize(seen[None].to(self.device))[0].to(self.dtype)
 
     def explain(
         self, image: Images, *, at: tuple[float, float] | None = None, target: int | str | None = None, level: int = -1
@@ -197,6 +198,14 @@ class Segmenter:
         chosen = torch.zeros_like(best, dtype=torch.bool)
         chosen[row, column] = True
         return chosen, int(best[row, column]) if target is None else target
+
+
+def normalize_of(card: Card) -> Normalize:
+    """Return how a card wants colour images normalised; :class:`UsageError` for one of other channels."""
+    if len(card.mean) != 3 or len(card.std) != 3:
+        raise UsageError(f"expected weights for images of 3 channels, got {len(card.mean)}")
+    (red, green, blue), (r, g, b) = card.mean, card.std
+    return Normalize((red, green, blue), (r, g, b))
 
 
 def load_segmenter(
