@@ -40,4 +40,5 @@ def pixel_activation(model: nn.Module, images: Tensor, pixels: Tensor, target: i
             raise UsageError(f"expected some of {tuple(logits.shape[2:])} pixels, got none, or a mask of another size")
         (slope,) = torch.autograd.grad(logits[0, target][pixels.to(logits.device)].mean(), [chosen])
     weights = slope.float().mean((2, 3), keepdim=True)
-    return (weights * chosen.detach().float()).sum(1).relu()[0]
+    found: Tensor = (weights * chosen.detach().float()).sum(1).relu()[0]
+    return found

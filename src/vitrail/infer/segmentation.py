@@ -134,7 +134,8 @@ def class_colors(count: int) -> Picture:
     found = [
         colorsys.hsv_to_rgb((0.58 + i * 0.618034) % 1.0, *strengths[i // 5 % len(strengths)]) for i in range(count)
     ]
-    return np.rint(np.array(found).reshape(count, 3) * 255).astype(np.uint8)
+    colours: Picture = np.rint(np.array(found).reshape(count, 3) * 255).astype(np.uint8)
+    return colours
 
 
 def blend(picture: Picture, colours: Picture, strength: float) -> Picture:
@@ -142,7 +143,8 @@ def blend(picture: Picture, colours: Picture, strength: float) -> Picture:
     photo = picture.astype(np.float32)
     grey = photo.mean(2, keepdims=True)
     mixed = (1 - strength) * (0.4 * photo + 0.6 * grey) + strength * colours.astype(np.float32)
-    return np.rint(mixed.clip(0, 255)).astype(np.uint8)
+    rounded: Picture = np.rint(mixed.clip(0, 255)).astype(np.uint8)
+    return rounded
 
 
 def with_legend(
