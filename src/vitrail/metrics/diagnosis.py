@@ -62,8 +62,8 @@ def signs_of(metrics: DetectionMetrics) -> Signs:
             named += same.any(1).tolist()
     surest = max((float(image.scores.max()) for image in metrics.images if len(image.scores)), default=0.0)
     ap50 = max(0.0, float(metrics.run.stats[1]))
-    classes = (len(said & there), len(there))
-    return Signs(ap50, metrics.without_classes(), surest, _mean(best), _mean(own), _mean(named), classes)
+    counts = (len(said & there), len(there))
+    return Signs(ap50, metrics.without_classes(), surest, _mean(best), _mean(own), _mean(named), counts)
 
 
 def _mean(values: Sequence[float]) -> float:
