@@ -172,7 +172,7 @@ def _augmenting(settle: Settling, facts: BoxFacts) -> None:
     if facts.synthetic:
         settle("augment.hflip", 0.0, "digits have sides")
         settle("augment.crop", 0.0, "scenes are many")
-        settle("augment.scales", (1.0, 1.0), "scenes have digits of all sizes")
+        settle("augment.scales", (0.8, 1.25), "so that no scene is seen twice alike")
         settle("augment.jitter", 0.0, "scenes have all colours")
         return
     settle("augment.hflip", 0.5, "a usual value; 0 where left and right matter")
