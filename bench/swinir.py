@@ -25,7 +25,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.parity.test_swinir import peer_of, randomise
 from tests.peers import relative_difference
 
 from speed import Run, alternate, report
@@ -56,6 +55,8 @@ KINDS = (
 
 def both(name: str) -> tuple[Any, Any]:
     """Return our network and theirs, with the same random weights."""
+    from tests.parity.test_swinir import peer_of, randomise  # here, so that it takes no memory elsewhere
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = randomise(peer_of(config_of(name)))
