@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 SHOWN = 3  # translations
-NO_CLASSES = ("translate", "pixels")
+CLASSES = ("classify", "multilabel")
 
 
 def finish(verb: str, as_json: bool, run: RunResult) -> None:
@@ -33,7 +33,7 @@ def finish(verb: str, as_json: bool, run: RunResult) -> None:
     report = folder / "report.html"
     task = run.summary["task"]
     text = task == "translate"
-    picture = None if task in NO_CLASSES else _draw(folder)
+    picture = _draw(folder) if task in CLASSES else None
     kind = f"sentences of {run.split}" if text else f"{'test' if run.split == 'test' else 'validation'} images"
     name, words = headline(run.metrics)[0], headline_words(run.metrics)
     value = words.removeprefix(name).replace(" %", "%").strip()
@@ -100,6 +100,12 @@ def next_commands(folder: Path, task: str = "classify") -> list[tuple[str, str]]
             (f"vitrail predict {run} < lines.txt", "translate your own lines"),
             (f"vitrail explain {run} 'a sentence'", "see which words it looked at"),
             (f"vitrail val {run}", "BLEU, also by the length of the sentence"),
+        ]
+    if task == "restore":
+        return [
+            (f"vitrail predict {run} IMAGE... --out DIR", "restore your own pictures, of any size"),
+            (f"vitrail val {run} --data FOLDER", "PSNR and SSIM on other sets, beside bicubic"),
+            (f"vitrail explain {run} IMAGE...", "see which pixels a patch was made from"),
         ]
     return [
         (f"vitrail predict {run} IMAGE...", "classify your own images"),
