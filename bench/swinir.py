@@ -121,10 +121,14 @@ def memory(name: str) -> None:
     print(f"| `{name}` | {(peak() - before) / 256**2:,.0f} | {pixel_bytes(config):,} |", flush=True)
 
 
-def tiles(run: str | None, picture: str | None, side: str) -> None:
+def tiles(run: str | None, picture: str | None, side: str, groups: int) -> None:
     """A large picture in tiles: seconds, peak memory, and the seam error of a part of it that fits whole."""
     height, width = (int(n) for n in side.split("x"))
-    restorer = load_restorer(run) if run else Restorer(create_model("swinir_light_x2"), Card(name="swinir_light_x2"))
+    if run:
+        restorer = load_restorer(run)
+    else:
+        model = create_model("swinir_light_x2", depths=(6,) * groups, num_heads=(6,) * groups)
+        restorer = Restorer(model, Card(name="swinir_light_x2"))
     if picture:
         small = np.ascontiguousarray(read_image(picture).permute(1, 2, 0).numpy())
         large = np.tile(small, (-(-height // small.shape[0]), -(-width // small.shape[1]), 1))[:height, :width]
@@ -154,11 +158,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--run", help="of tiles: a trained run; default: random weights of swinir_light_x2")
     parser.add_argument("--picture", help="of tiles: an image that is laid side by side; default: noise")
+    parser.add_argument(
+        "--groups", type=int, default=4, help="of tiles with random weights: fewer take the same memory"
+    )
     parser.add_argument("--side", default="3000x4000", help="of tiles: height x width")
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.what == "tiles":
-        return tiles(args.run, args.picture, args.side)
+        return tiles(args.run, args.picture, args.side, args.groups)
     if len(args.models) == 1:  # one network, in this process
         one = {"inference": inference, "train": train}.get(args.what)
         return memory(args.models[0]) if one is None else one(args.models[0], args.rounds)
