@@ -121,13 +121,13 @@ def memory(name: str) -> None:
     print(f"| `{name}` | {(peak() - before) / 256**2:,.0f} | {pixel_bytes(config):,} |", flush=True)
 
 
-def tiles(run: str | None, picture: str | None, side: str, groups: int) -> None:
+def tiles(run: str | None, picture: str | None, side: str, depths: tuple[int, ...]) -> None:
     """A large picture in tiles: seconds, peak memory, and the seam error of a part of it that fits whole."""
     height, width = (int(n) for n in side.split("x"))
     if run:
         restorer = load_restorer(run)
     else:
-        model = create_model("swinir_light_x2", depths=(6,) * groups, num_heads=(6,) * groups)
+        model = create_model("swinir_light_x2", depths=depths, num_heads=(6,) * len(depths))
         restorer = Restorer(model, Card(name="swinir_light_x2"))
     if picture:
         small = np.ascontiguousarray(read_image(picture).permute(1, 2, 0).numpy())
@@ -159,13 +159,13 @@ def main() -> None:
     parser.add_argument("--run", help="of tiles: a trained run; default: random weights of swinir_light_x2")
     parser.add_argument("--picture", help="of tiles: an image that is laid side by side; default: noise")
     parser.add_argument(
-        "--groups", type=int, default=4, help="of tiles with random weights: fewer take the same memory"
+        "--depths", type=int, nargs="+", default=[6] * 4, help="of tiles with random weights: memory is that of any"
     )
     parser.add_argument("--side", default="3000x4000", help="of tiles: height x width")
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.what == "tiles":
-        return tiles(args.run, args.picture, args.side, args.groups)
+        return tiles(args.run, args.picture, args.side, tuple(args.depths))
     if len(args.models) == 1:  # one network, in this process
         one = {"inference": inference, "train": train}.get(args.what)
         return memory(args.models[0]) if one is None else one(args.models[0], args.rounds)
