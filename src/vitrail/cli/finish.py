@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 SHOWN = 3  # translations
-CLASSES = ("classify", "multilabel")
+SCENES = {  # task on scenes -> what its model does with images, what it explains, what it is measured by
+    "detect": ("find objects in your own images", "see what a box was read from", "average precision of each class"),
+    "segment": ("masks and pictures of your own images", "see what a class was read from", "IoU of each class"),
+    "restore": ("restore your own images", "see which pixels an answer was read from", "PSNR and SSIM"),
+}
+NO_CLASSES = ("translate", "pixels", *SCENES)
 
 
 def finish(verb: str, as_json: bool, run: RunResult) -> None:
@@ -33,7 +38,7 @@ def finish(verb: str, as_json: bool, run: RunResult) -> None:
     report = folder / "report.html"
     task = run.summary["task"]
     text = task == "translate"
-    picture = _draw(folder) if task in CLASSES else None
+    picture = None if task in NO_CLASSES else _draw(folder)
     kind = f"sentences of {run.split}" if text else f"{'test' if run.split == 'test' else 'validation'} images"
     name, words = headline(run.metrics)[0], headline_words(run.metrics)
     value = words.removeprefix(name).replace(" %", "%").strip()
@@ -95,17 +100,18 @@ def next_commands(folder: Path, task: str = "classify") -> list[tuple[str, str]]
             (f"vitrail probe {run} --layers", "what each layer knows of the classes, if there are any"),
             (f"vitrail train DATA --set model.pretrained={run}", "fine-tune it on classes"),
         ]
+    if task in SCENES:
+        does, reads, figures = SCENES[task]
+        return [
+            (f"vitrail predict {run} IMAGE... --out DIR", does),
+            (f"vitrail explain {run} IMAGE --at X,Y", reads),
+            (f"vitrail val {run}", figures),
+        ]
     if task == "translate":
         return [
             (f"vitrail predict {run} < lines.txt", "translate your own lines"),
             (f"vitrail explain {run} 'a sentence'", "see which words it looked at"),
             (f"vitrail val {run}", "BLEU, also by the length of the sentence"),
-        ]
-    if task == "restore":
-        return [
-            (f"vitrail predict {run} IMAGE... --out DIR", "restore your own pictures, of any size"),
-            (f"vitrail val {run} --data FOLDER", "PSNR and SSIM on other sets, beside bicubic"),
-            (f"vitrail explain {run} IMAGE...", "see which pixels a patch was made from"),
         ]
     return [
         (f"vitrail predict {run} IMAGE...", "classify your own images"),

@@ -255,7 +255,23 @@ class Detector:
     def find(
         self, pixels: Sequence[Tensor]
     ) -> Iterator[tuple[tuple[int, int], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any] | None]]:
-        """Yield size, boxes, scores, classes and masks of each image uint8 (3, h, w)."""
+        """Return size, boxes, scores, classes and masks of each image uint8 (3, h, w), in order.
+
+        Images go through the network with those of their own size alone: nothing is padded, so an answer does not
+        depend on which images came along.
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, image in enumerate(pixels):
+            groups.setdefault(self.target((image.shape[1], image.shape[2])), []).append(i)
+        found: dict[int, Any] = {}
+        for rows in groups.values():
+            found.update(zip(rows, self._find([pixels[i] for i in rows]), strict=True))
+        return iter(found[i] for i in range(len(pixels)))
+
+    def _find(
+        self, pixels: Sequence[Tensor]
+    ) -> Iterator[tuple[tuple[int, int], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any] | None]]:
+        """The same of images that come to one size."""
         images, keep = self.inputs(pixels)
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in pixels]
         with torch.inference_mode():
