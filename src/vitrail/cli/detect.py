@@ -165,7 +165,7 @@ def val(model: str, data: str | None, split: str | None, *, batch: int, device: 
     size = min(batch, len(images), 32)
     loader = measuring_loader(images, network.card, fit_of(network.card.input_size), size, 0)
     loss = "ce" if network.config.background else "varifocal"
-    task = create_detect(len(images.classes), network.config, loss=loss)
+    task = create_detect(len(images.classes), network.config, loss=loss, nms=network.extra.get("nms"))
     found = evaluate(task, network.model.to(target), loader.epoch(0), device=target)
     details = found.accumulator.describe(images.classes.names)
     _show_figures(chosen, found.metrics, details["per_class"])

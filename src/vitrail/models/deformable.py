@@ -360,6 +360,16 @@ VARIANTS |= {
         drop_rate=0.0,
     ),
 }
+VARIANTS["deformable_detr_pico"] = replace(
+    # for small images and few cores: a ResNet of ten layers, no encoder; ours, measured in docs/benchmarks/detection.md
+    VARIANTS["deformable_detr_nano"],
+    backbone=ResNetConfig(
+        (128, 128), num_classes=0, block="basic", depths=(1, 1, 1, 1), widths=(24, 48, 96, 128), stem_width=24
+    ),
+    embed_dim=96,
+    encoder_layers=0,
+    num_queries=30,
+)
 _TEST = DeformableDetrConfig(
     (64, 64), num_classes=7, backbone=replace(RESNET["test_resnet"], norm="frozen", num_classes=0), levels=4,
     embed_dim=32, num_heads=4, num_points=2, encoder_layers=2, decoder_layers=2, hidden_dim=48, num_queries=9,

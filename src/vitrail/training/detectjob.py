@@ -72,7 +72,15 @@ class DetectJob(SceneJob):
 
     def resolve(self, device: torch.device) -> tuple[DetectRecipe, list[Decision]]:
         """See :func:`.detectrecipe.resolve_detect`."""
-        return resolve_detect(self.recipe, facts_of(self.images("train"), self.recipe.data.source), device)
+        images = self.images("train")
+        settled, made = resolve_detect(self.recipe, facts_of(images, self.recipe.data.source), device)
+        config: Any = configure(config_of(settled.model.name), settled.model.options)
+        if images.most > config.num_queries:
+            self.splits.notes.append(
+                f"the fullest image has {images.most} objects, {settled.model.name} finds {config.num_queries} at "
+                "most: --set model.options.num_queries=N for more"
+            )
+        return settled, made
 
     def images(self, name: str) -> DetectionSet:
         """Return a split by name."""
@@ -103,6 +111,7 @@ class DetectJob(SceneJob):
             weights=Weights(float(m.cls), m.l1, m.giou),
             repeats=int(m.repeats),
             denoising=noise,
+            nms=m.nms,  # type: ignore[arg-type]
             monitor=t.monitor,
         )
         self._say = say
@@ -119,6 +128,10 @@ class DetectJob(SceneJob):
             words = f"AP50 is {100 * found.metrics['ap50']:.1f} % after {len(self._losses)} evaluations"
             self._say("\n- ".join([words, *reasons]))
         return card
+
+    def kept(self) -> dict[str, Any]:
+        """What answers are made of beside the network."""
+        return {"nms": self.recipe.matching.nms}
 
     def fit(self) -> Fit:
         """The size images are brought to."""
