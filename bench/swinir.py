@@ -55,11 +55,11 @@ KINDS = (
 
 def both(name: str) -> tuple[Any, Any]:
     """Return our network and theirs, with the same random weights."""
-    from tests.parity.test_swinir import peer_of, randomise  # here, so that it takes no memory elsewhere
+    from tests.parity.test_swinir import filled  # here, so that it takes no memory elsewhere
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = randomise(peer_of(config_of(name)))
+        theirs = filled(config_of(name))
     ours = build(config_of(name)).eval()
     load_weights(ours, theirs.state_dict())
     return ours, theirs
