@@ -56,7 +56,7 @@ def declare_torchvision() -> None:
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name not in ("timm", "transformers", "torchvision"):
+    if name not in ("spandrel", "timm", "transformers", "torchvision"):
         raise AttributeError(f"module 'tests.peers' has no attribute {name!r}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a peer says while importing itself is not ours to mend

@@ -18,14 +18,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": {"models", "nn"},
     "explain": {"nn", "models", "metrics", "weights", "data"},
     "tasks": {"nn", "data", "metrics"},
-    "infer": {"nn", "models", "tasks", "weights", "data", "explain"},
+    "infer": {"nn", "models", "tasks", "weights", "data", "metrics", "explain"},
     "training": {"nn", "models", "tasks", "data", "weights", "metrics", "explain", "infer"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 HEAVY = {"torch", "numpy", "rich", "PIL", "pydantic", "yaml", "scipy", "safetensors"}  # never at the top of a CLI file
 LAZY = {  # extras and slow packages: only inside the function that needs them
     "huggingface_hub", "pyarrow", "sklearn", "matplotlib", "tensorboard", "tokenizers", "sacrebleu", "num2words",
-    "timm", "transformers", "torchvision", "cv2",
+    "timm", "transformers", "torchvision", "cv2", "faster_coco_eval",
 }  # fmt: skip
 MODULES = [path for path in files() if path.parent != PACKAGE]
 

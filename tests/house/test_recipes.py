@@ -19,7 +19,7 @@ def test_there_are_recipes():
 def test_recipe_parses(path):
     from vitrail.training.recipe import Recipe
 
-    assert Recipe.load(path, environment={}).task in ("classify", "translate", "pixels")
+    assert Recipe.load(path, environment={}).task in ("classify", "translate", "pixels", "detect", "segment", "restore")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

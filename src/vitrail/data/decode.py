@@ -64,13 +64,21 @@ class BrokenImage(DataError):
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What the header says: stored width and height in pixels (before EXIF orientation), Pillow mode, format."""
+    """What the header says: stored width and height in pixels (before EXIF orientation), Pillow mode, format, and the
+    orientation: 1 upright as stored, 5 to 8 lying on its side.
+    """
 
     width: int
     height: int
     mode: str
     format: str
     animated: bool
+    orientation: int = 1
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Height and width once it is upright, as :func:`read_image` gives it."""
+        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
 def read_image(source: str | bytes | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -123,7 +131,8 @@ def info_of(image: Image.Image) -> ImageInfo:
     """Return the header facts of an opened Pillow image."""
     # MPO is what phones call a JPEG with a second picture behind the first.
     name = "JPEG" if image.format == "MPO" else str(image.format)
-    return ImageInfo(image.width, image.height, image.mode, name, bool(getattr(image, "is_animated", False)))
+    animated = bool(getattr(image, "is_animated", False))
+    return ImageInfo(image.width, image.height, image.mode, name, animated, _orientation(image))
 
 
 def sniff(head: bytes) -> str | None:
@@ -280,19 +289,24 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none, or none that makes sense."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # EXIF blocks come from a hundred cameras; none of their faults may cost the image
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Apply EXIF orientation. Damaged EXIF is no orientation: the pixels themselves are whole."""
     from PIL import Image
 
     turn = Image.Transpose
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # EXIF blocks come from a hundred cameras; none of their faults may cost the image
-        return image
     method = {
         2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
         6: turn.ROTATE_270, 7: turn.TRANSVERSE, 8: turn.ROTATE_90,
-    }.get(orientation)  # fmt: skip
+    }.get(_orientation(image))  # fmt: skip
     if method is None:
         return image
     turned = image.transpose(method)

@@ -123,8 +123,8 @@ def _read_split(
 
     with _open(paths[0]) as first:
         schema = first.schema_arrow
-    image_at = _column(paths[0], schema.names, IMAGE_COLUMNS, "images")
-    label_at = _column(paths[0], schema.names, LABEL_COLUMNS, "labels")
+    image_at = column_of(paths[0], schema.names, IMAGE_COLUMNS, "images")
+    label_at = column_of(paths[0], schema.names, LABEL_COLUMNS, "labels")
     groups = [group for path in paths for group in _groups(path, image_at)]
     labels = [value for path in paths for value in pq.read_table(path, columns=[label_at])[label_at].to_pylist()]
     title = printable(os.path.relpath(paths[0], source)) if len(paths) == 1 and os.path.isdir(source) else split
@@ -133,13 +133,13 @@ def _read_split(
     store: TableStore | GroupStore
     if sum(group.size for group in groups) < available_bytes() // 2:
         column = [chunk for path in paths for chunk in pq.read_table(path, columns=[image_at])[image_at].chunks]
-        store = TableStore(title, folder, *_images(column, image_at, paths[0]), starts)
+        store = TableStore(title, folder, *encoded_images(column, image_at, paths[0]), starts)
     elif sequential:
         cache = GroupCache(groups, lambda group: _load(group, image_at))
         store = GroupStore(title, folder, starts, _paths(schema, paths, image_at), cache)
     else:
         holder, column = _spill(groups, image_at, paths)
-        store = TableStore(title, folder, *_images(column, image_at, paths[0]), starts, holder)
+        store = TableStore(title, folder, *encoded_images(column, image_at, paths[0]), starts, holder)
     return store, labels, _class_names(schema, label_at)
 
 
@@ -162,7 +162,7 @@ def _load(group: Group, column: str) -> pa.Array:
 
     with _open(group.path) as file:
         table = file.read_row_group(group.number, columns=[column])
-    blobs, _ = _images(table[column].chunks, column, group.path)
+    blobs, _ = encoded_images(table[column].chunks, column, group.path)
     return blobs[0] if len(blobs) == 1 else pa.concat_arrays(blobs)
 
 
@@ -181,7 +181,7 @@ def _paths(schema: pa.Schema, paths: list[str], column: str) -> pa.ChunkedArray 
     return pa.chunked_array(found, pa.string())
 
 
-def _images(chunks: list[Any], column: str, path: str) -> tuple[list[pa.Array], list[pa.Array | None]]:
+def encoded_images(chunks: list[Any], column: str, path: str) -> tuple[list[pa.Array], list[pa.Array | None]]:
     """Part a column of images into encoded bytes and, where there are any, paths."""
     import pyarrow as pa
 
@@ -243,7 +243,7 @@ def _spill(
     return holder, pa.ipc.open_file(pa.memory_map(path)).read_all()[column].chunks
 
 
-def _column(path: str, names: list[str], known: tuple[str, ...], what: str) -> str:
+def column_of(path: str, names: list[str], known: tuple[str, ...], what: str) -> str:
     for name in known:
         for found in names:
             if found.casefold() == name:

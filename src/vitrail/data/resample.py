@@ -86,7 +86,7 @@ def _weights(start: Tensor, length: Tensor, size_in: int, size_out: int, interpo
     centre = start[:, None] + (torch.arange(size_out, device=start.device) + 0.5) * scale
     position = torch.arange(size_in, device=start.device)
     distance = ((position + 0.5) - centre[:, :, None]).abs_().div_(scale.clamp(min=1.0)[:, :, None])
-    weight = _cubic(distance) if interpolation == "bicubic" else (1.0 - distance).clamp_(min=0.0)
+    weight = cubic(distance) if interpolation == "bicubic" else (1.0 - distance).clamp_(min=0.0)
     inside = (position >= start[:, None]) & (position < (start + length)[:, None])
     weight.mul_(inside[:, None, :])
     weight.mul_(_UNIT / weight.sum(-1, keepdim=True)).round_()
@@ -96,7 +96,7 @@ def _weights(start: Tensor, length: Tensor, size_in: int, size_out: int, interpo
     return weight.div_(_UNIT)
 
 
-def _cubic(distance: Tensor) -> Tensor:
+def cubic(distance: Tensor) -> Tensor:
     """Keys' kernel with a = -1/2 for distances d >= 0: (2 - d)+^2 (1 - d) / 2 + (1 - d)+^2 (2 d - 1)."""
     far = (2.0 - distance).clamp_(min=0.0).square_().mul_(0.5)
     near = (1.0 - distance).clamp_(min=0.0).square_()

@@ -72,10 +72,11 @@ HEADLINES = {
     "map": "mean average precision",
     "bleu": "sacreBLEU",
     "bits_per_pixel": "bits per pixel",
+    "psnr": "PSNR in dB",
     "miou": "mIoU",
 }
 """Metric -> what people call it: the number that a run is spoken of by, by kind of task."""
-PLAIN = ("bleu", "bits_per_pixel", "negative_bits")
+PLAIN = ("bleu", "bits_per_pixel", "negative_bits", "psnr")
 """Metrics that are no shares of a whole."""
 
 

@@ -31,6 +31,8 @@ RECIPES = {
     "restore": ("restorerecipe", "RestoreRecipe"),
 }
 """Task -> module and class of its recipe; any other task is one on images with labels."""
+TASKS_OF = {"boxes": "detect", "masks": "segment", "pictures": "restore"}
+"""What a model answers (:func:`vitrail.models.answers`) -> the task it is for."""
 
 
 class BaseRecipe(Section):
@@ -117,23 +119,36 @@ class BaseRecipe(Section):
 
 
 def kind_of(content: Mapping[str, Any]) -> type[BaseRecipe]:
-    """Return the class of a recipe: by its task, or, where the task is left open, by what its data are."""
-    task, data = content.get("task", "auto"), content.get("data")
+    """Return the class of a recipe: by its task, or, where that is left open, by what its model or its data are for."""
+    task, data, model = (content.get(key) for key in ("task", "data", "model"))
+    name = model.get("name") if isinstance(model, Mapping) else None
     source = data.get("source") if isinstance(data, Mapping) else None
-    if task == "auto" and isinstance(source, str):
+    if task in (None, "auto") and isinstance(name, str):
+        task = task_of_model(name)
+    if task in (None, "auto") and isinstance(source, str):
         task = task_of(source)
-    module, name = RECIPES.get(task, RECIPES["classify"])
-    found: type[BaseRecipe] = getattr(importlib.import_module(f"vitrail.training.{module}"), name)
+    module, kind = RECIPES.get(str(task), RECIPES["classify"])
+    found: type[BaseRecipe] = getattr(importlib.import_module(f"vitrail.training.{module}"), kind)
     return found
+
+
+def task_of_model(name: str) -> str:
+    """Return the task that a model can do alone; "auto" for backbones, and for names there are not."""
+    from vitrail.models import answers, variants
+
+    return TASKS_OF.get(answers(variants().get(name)), "auto")
 
 
 def task_of(source: str) -> str:
     """Return the task that data are unmistakably for; "auto" where they are images with labels, or nothing known."""
+    from vitrail.data.detection.source import is_detection
     from vitrail.data.masks import is_masks
     from vitrail.data.paralleltext import is_parallel
 
     if is_parallel(source):
         return "translate"
+    if is_detection(source):
+        return "detect"
     return "segment" if is_masks(source) else "auto"
 
 

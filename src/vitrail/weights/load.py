@@ -194,5 +194,11 @@ def load_pretrained(model: nn.Module, name: str, source: str | Path | bool, *, n
     if source is True:
         from .cards import card_for
 
-        source = f"hf-hub:{card_for(name, with_weights=True).hub_id}"
+        card = card_for(name, with_weights=True)
+        if card.hub_id is None:
+            raise WeightsError(
+                f"the weights {card.name} are no hub repository but a file, {card.origin}. mend: fetch it, then "
+                "pretrained='path/to/it'"
+            )
+        source = f"hf-hub:{card.hub_id}"
     return load_weights(model, str(source), new_head=new_head)
