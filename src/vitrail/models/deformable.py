@@ -256,7 +256,7 @@ class DeformableDetr(nn.Module):
 
     def _begin(self, maps: Maps) -> tuple[Tensor, Tensor | None, Tensor, Detections | None]:
         """Return contents (B, Q, C), positions (None: of the boxes), points or boxes (B, Q, 2 or 4), proposals."""
-        form, batch = self.config.form, len(maps.tokens)
+        form, batch = self.config.form, maps.tokens.shape[0]
         if form.two_stage:
             return self._propose(maps)
         if form.anchors:
@@ -281,7 +281,7 @@ class DeformableDetr(nn.Module):
         best = score.topk(count, 1).indices[..., None]
         tokens, logits = (t.gather(1, best.expand(-1, -1, t.shape[-1])) for t in (tokens, logits))
         boxes = (self.box_heads[-1](tokens).float() + start.gather(1, best.expand(-1, -1, 4))).sigmoid()
-        content = self.content[:count].expand(len(tokens), -1, -1)
+        content = self.content[:count].expand(tokens.shape[0], -1, -1)
         return content, None, boxes.detach(), Detections(logits[None], boxes[None])
 
     def _decode(
@@ -329,37 +329,32 @@ VARIANTS: dict[str, DeformableDetrConfig] = {
         _R50, out_indices=(-1,), levels=1, backbone=replace(_R50.backbone, output_stride=16)
     ),
 }
-VARIANTS |= {
-    # for small data, from scratch: DINO's remedies; ours
-    "deformable_detr_nano": DeformableDetrConfig(
-        (128, 128),
-        num_classes=10,
-        backbone=replace(PVT_V2["pvt_v2_b0"], num_classes=0),
-        levels=3,
-        embed_dim=128,
-        num_heads=4,
-        encoder_layers=1,
-        decoder_layers=3,
-        hidden_dim=256,
-        num_queries=50,
-        form=_SMALL_FORM,
-        drop_rate=0.0,
-    ),
-    "deformable_detr_micro": DeformableDetrConfig(
-        (320, 320),
-        num_classes=80,
-        backbone=replace(PVT_V2["pvt_v2_b0"], num_classes=0),
-        levels=3,
-        embed_dim=128,
-        num_heads=4,
-        encoder_layers=2,
-        decoder_layers=3,
-        hidden_dim=512,
-        num_queries=100,
-        form=_SMALL_FORM,
-        drop_rate=0.0,
-    ),
-}
+_SMALL = ResNetConfig(block="basic", depths=(1, 1, 1, 1), widths=(24, 48, 96, 128), stem_width=24, num_classes=0)
+# for small data, from scratch: DINO's remedies on a small backbone; ours
+VARIANTS["deformable_detr_nano"] = DeformableDetrConfig(
+    (128, 128),
+    num_classes=10,
+    backbone=replace(_SMALL, img_size=(128, 128)),
+    levels=3,
+    embed_dim=96,
+    num_heads=4,
+    encoder_layers=0,
+    decoder_layers=3,
+    hidden_dim=256,
+    num_queries=30,
+    form=_SMALL_FORM,
+    drop_rate=0.0,
+)
+VARIANTS["deformable_detr_micro"] = replace(
+    VARIANTS["deformable_detr_nano"],
+    img_size=(320, 320),
+    num_classes=80,
+    backbone=replace(_SMALL, img_size=(320, 320), depths=(2, 2, 2, 2), widths=(48, 96, 192, 256), stem_width=48),
+    embed_dim=128,
+    encoder_layers=1,
+    hidden_dim=512,
+    num_queries=100,
+)
 _TEST = DeformableDetrConfig(
     (64, 64), num_classes=7, backbone=replace(RESNET["test_resnet"], norm="frozen", num_classes=0), levels=4,
     embed_dim=32, num_heads=4, num_points=2, encoder_layers=2, decoder_layers=2, hidden_dim=48, num_queries=9,
@@ -369,7 +364,9 @@ VARIANTS |= {
     "test_deformable_detr_refine": replace(_TEST, form=Form(refine=True)),
     "test_deformable_detr_two_stage": replace(_TEST, form=Form(refine=True, two_stage=True)),
     "test_deformable_detr_anchors": replace(_TEST, form=Form(refine=True, anchors=True, denoising=True)),
-    "test_deformable_detr_small": replace(_TEST, backbone=PVT_V2["test_pvt_v2"], levels=3, form=_SMALL_FORM),
+    "test_deformable_detr_small": replace(
+        _TEST, backbone=replace(PVT_V2["test_pvt_v2"], num_classes=0), levels=3, form=_SMALL_FORM
+    ),
 }
 
 MODELS = {DeformableDetrConfig: DeformableDetr}

@@ -182,11 +182,12 @@ class _Layout(NamedTuple):
 
 def _layout(grids: tuple[Grid, ...], device: torch.device) -> _Layout:
     """Return the numbers, from a cache that serves training too."""
-    with torch.inference_mode(False):
+    if not at_once():
         return _make_layout(grids, device)
+    with torch.inference_mode(False):
+        return _kept_layout(grids, device)
 
 
-@lru_cache(maxsize=32)
 def _make_layout(grids: tuple[Grid, ...], device: torch.device) -> _Layout:
     sides = torch.tensor([(w, h) for h, w in grids], dtype=torch.float32, device=device)[:, None]
     width = sides[..., 0] + 2
@@ -194,6 +195,9 @@ def _make_layout(grids: tuple[Grid, ...], device: torch.device) -> _Layout:
     before = torch.tensor([sum(cells[:i]) for i in range(len(cells))], dtype=torch.float32, device=device)[:, None]
     around = torch.tensor([[[0, 1], [w + 2, w + 3]] for _, w in grids], dtype=torch.int32, device=device)[:, None]
     return _Layout(torch.full_like(sides, -0.5), sides, sides - 1, before + width + 1, width, around)
+
+
+_kept_layout = lru_cache(maxsize=32)(_make_layout)
 
 
 def pad(values: Tensor, grids: Sequence[Grid]) -> Tensor:
