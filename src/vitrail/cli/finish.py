@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 SHOWN = 3  # translations
-NO_CLASSES = ("translate", "pixels")
+SCENES = {  # task on scenes -> what its model does with images, what it explains, what it is measured by
+    "detect": ("find objects in your own images", "see what a box was read from", "average precision of each class"),
+    "segment": ("masks and pictures of your own images", "see what a class was read from", "IoU of each class"),
+    "restore": ("restore your own images", "see which pixels an answer was read from", "PSNR and SSIM"),
+}
+NO_CLASSES = ("translate", "pixels", *SCENES)
 
 
 def finish(verb: str, as_json: bool, run: RunResult) -> None:
@@ -94,6 +99,13 @@ def next_commands(folder: Path, task: str = "classify") -> list[tuple[str, str]]
             (f"vitrail sample {run} --held-out 8", "complete held-out pictures from their upper half"),
             (f"vitrail probe {run} --layers", "what each layer knows of the classes, if there are any"),
             (f"vitrail train DATA --set model.pretrained={run}", "fine-tune it on classes"),
+        ]
+    if task in SCENES:
+        does, reads, figures = SCENES[task]
+        return [
+            (f"vitrail predict {run} IMAGE... --out DIR", does),
+            (f"vitrail explain {run} IMAGE --at X,Y", reads),
+            (f"vitrail val {run}", figures),
         ]
     if task == "translate":
         return [

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitrail.classes import ClassMap
 from vitrail.errors import DataError, UsageError
 
 from . import rng
@@ -122,28 +123,48 @@ def open_masks(
     reduce_zero_label: bool = False,
     cut: Cut = Cut(),
 ) -> SampleSplits:
-    """Open a data set for segmentation: a folder in one of the usual layouts, or the built-in set ``strokes``.
+    """Open a data set to train on: a folder in one of the usual layouts, or the built-in set ``strokes``.
 
     See :func:`~.maskrules.settle_rules` and :func:`~.maskrules.read_names` for the options. Raises :class:`DataError`
     for data that cannot be learned from, with names of files.
+    """
+    parts, known, notes = mask_parts(
+        source, classes=classes, ignore=ignore, reduce_zero_label=reduce_zero_label, cut=cut
+    )
+    return SampleSplits(parts["train"], parts["val"], parts.get("test"), known, notes)
+
+
+def mask_parts(
+    source: str,
+    *,
+    classes: Any = None,
+    ignore: Sequence[int] | None = None,
+    reduce_zero_label: bool = False,
+    cut: Cut | None = None,
+) -> tuple[dict[str, Samples], ClassMap, list[str]]:
+    """Return (split -> images with masks, classes, sentences for people); without ``cut`` splits are the source's.
+
+    A source without splits is all "train".
     """
     if source == "strokes" and not os.path.exists(source):
         from .strokes import open_strokes
 
         if classes is not None or ignore is not None or reduce_zero_label:
             raise UsageError("classes, ignore and reduce_zero_label have no effect on the built-in set 'strokes'")
-        return open_strokes()
+        made = open_strokes()
+        assert made.classes is not None, "strokes have classes"
+        return made.parts(), made.classes, made.notes
     layout = read_mask_layout(source)
-    parts, notes = _with_cuts(layout.parts, cut)
+    parts, notes = (layout.parts, list[str]()) if cut is None else _with_cuts(layout.parts, cut)
     found = scan_masks(parts)
     names = read_names(layout.root, classes)
     rules, lines = settle_rules(found, names, ignore, reduce_zero_label=reduce_zero_label)
-    unseen = [n for v, n in zip(rules.values, rules.classes.names, strict=True) if not found.counts["train"].get(v)]
-    if unseen:
+    seen = found.counts.get("train", found.total())
+    unseen = [n for v, n in zip(rules.values, rules.classes.names, strict=True) if not seen.get(v)]
+    if unseen and cut is not None:
         notes.append(f"no training mask shows {', '.join(unseen[:8])}: nothing can be learned about it")
     splits: dict[str, Samples] = {split: MaskFolder(pairs, rules) for split, pairs in parts.items()}
-    notes = [*layout.notes, *notes, "\n".join(lines)]
-    return SampleSplits(splits["train"], splits["val"], splits.get("test"), rules.classes, notes)
+    return splits, rules.classes, [*layout.notes, *notes, "\n".join(lines)]
 
 
 def is_masks(source: str) -> bool:

@@ -329,31 +329,46 @@ VARIANTS: dict[str, DeformableDetrConfig] = {
         _R50, out_indices=(-1,), levels=1, backbone=replace(_R50.backbone, output_stride=16)
     ),
 }
-_SMALL = ResNetConfig(block="basic", depths=(1, 1, 1, 1), widths=(24, 48, 96, 128), stem_width=24, num_classes=0)
-# for small data, from scratch: DINO's remedies on a small backbone; ours
-VARIANTS["deformable_detr_nano"] = DeformableDetrConfig(
-    (128, 128),
-    num_classes=10,
-    backbone=replace(_SMALL, img_size=(128, 128)),
-    levels=3,
-    embed_dim=96,
-    num_heads=4,
-    encoder_layers=0,
-    decoder_layers=3,
-    hidden_dim=256,
-    num_queries=30,
-    form=_SMALL_FORM,
-    drop_rate=0.0,
-)
-VARIANTS["deformable_detr_micro"] = replace(
+VARIANTS |= {
+    # for small data, from scratch: DINO's remedies; ours
+    "deformable_detr_nano": DeformableDetrConfig(
+        (128, 128),
+        num_classes=10,
+        backbone=replace(PVT_V2["pvt_v2_b0"], num_classes=0),
+        levels=3,
+        embed_dim=128,
+        num_heads=4,
+        encoder_layers=1,
+        decoder_layers=3,
+        hidden_dim=256,
+        num_queries=50,
+        form=_SMALL_FORM,
+        drop_rate=0.0,
+    ),
+    "deformable_detr_micro": DeformableDetrConfig(
+        (320, 320),
+        num_classes=80,
+        backbone=replace(PVT_V2["pvt_v2_b0"], num_classes=0),
+        levels=3,
+        embed_dim=128,
+        num_heads=4,
+        encoder_layers=2,
+        decoder_layers=3,
+        hidden_dim=512,
+        num_queries=100,
+        form=_SMALL_FORM,
+        drop_rate=0.0,
+    ),
+}
+VARIANTS["deformable_detr_pico"] = replace(
+    # for small images and few cores: a ResNet of ten layers, no encoder; ours, measured in docs/benchmarks/detection.md
     VARIANTS["deformable_detr_nano"],
-    img_size=(320, 320),
-    num_classes=80,
-    backbone=replace(_SMALL, img_size=(320, 320), depths=(2, 2, 2, 2), widths=(48, 96, 192, 256), stem_width=48),
-    embed_dim=128,
-    encoder_layers=1,
-    hidden_dim=512,
-    num_queries=100,
+    backbone=ResNetConfig(
+        (128, 128), num_classes=0, block="basic", depths=(1, 1, 1, 1), widths=(24, 48, 96, 128), stem_width=24
+    ),
+    embed_dim=96,
+    encoder_layers=0,
+    num_queries=30,
 )
 _TEST = DeformableDetrConfig(
     (64, 64), num_classes=7, backbone=replace(RESNET["test_resnet"], norm="frozen", num_classes=0), levels=4,

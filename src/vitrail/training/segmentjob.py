@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
-from vitrail.data.augment import Normalize
 from vitrail.data.coloring import ColorJitter
 from vitrail.data.maskcrops import CollateMasks, TrainCrop, Whole
 from vitrail.data.masks import Cut, image_counts, open_masks
 from vitrail.data.samples import SampleLoader, SampleSplits
+from vitrail.infer.segmenter import normalize_of
 from vitrail.tasks import Task
 from vitrail.tasks.segment import Segment, median_frequency
 from vitrail.weights import Card
@@ -63,7 +64,7 @@ class SegmentJob(SceneJob):
         r, s = self.recipe, self.recipe.segment
         prepare = TrainCrop(
             card.input_size,
-            _normalize(card),
+            normalize_of(card),
             self._short_side,
             s.scale,
             s.hflip,
@@ -91,7 +92,7 @@ class SegmentJob(SceneJob):
         return SampleLoader(
             samples,
             batch_size=max(size, part[1]),
-            prepare=Whole(_normalize(card), self._short_side),
+            prepare=Whole(normalize_of(card), self._short_side),
             collate=CollateMasks(card.input_size),
             workers=int(r.data.workers),
             cache=r.data.cache,
@@ -104,10 +105,15 @@ class SegmentJob(SceneJob):
         assert side != "auto", "a settled recipe has no auto"
         return side
 
+    def report(self, folder: Path, name: str) -> Path:
+        """Write answers_<split>.png: images, truth, and what the best weights answer."""
+        from vitrail.infer.maskreport import draw_answers
+        from vitrail.infer.segmenter import load_segmenter
+
+        segmenter = load_segmenter(folder, device=self.recipe.train.device)
+        title = f"{self.recipe.model.name}: images of {name} that it was not trained on"
+        return draw_answers(segmenter, self.splits.parts()[name], folder / f"answers_{name}.png", title=title)
+
     def kept(self) -> dict[str, Any]:
         """What images are brought to before the network sees them."""
         return {"short_side": self._short_side}
-
-
-def _normalize(card: Card) -> Normalize:
-    return Normalize(card.mean, card.std)
