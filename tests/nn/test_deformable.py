@@ -113,7 +113,8 @@ def test_padding_counts_nothing():
 def test_points_start_in_all_directions():
     layer = DeformableAttention(16, 4, levels=1, points=2)
     start_points(layer)
-    looked = layer.look(torch.zeros(1, 1, 16), torch.full((1, 1, 1, 2), 0.5), [(10, 10)])
+    with torch.no_grad():
+        looked = layer.look(torch.zeros(1, 1, 16), torch.full((1, 1, 1, 2), 0.5), [(10, 10)])
     steps = (looked.places[0, 0, :, 0] - 0.5) * 10  # in cells: (heads, points, 2)
     for head, (x, y) in enumerate(((1, 0), (0, 1), (-1, 0), (0, -1))):
         for point in range(2):
