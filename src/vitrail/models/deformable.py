@@ -256,7 +256,7 @@ class DeformableDetr(nn.Module):
 
     def _begin(self, maps: Maps) -> tuple[Tensor, Tensor | None, Tensor, Detections | None]:
         """Return contents (B, Q, C), positions (None: of the boxes), points or boxes (B, Q, 2 or 4), proposals."""
-        form, batch = self.config.form, len(maps.tokens)
+        form, batch = self.config.form, maps.tokens.shape[0]
         if form.two_stage:
             return self._propose(maps)
         if form.anchors:
@@ -281,7 +281,7 @@ class DeformableDetr(nn.Module):
         best = score.topk(count, 1).indices[..., None]
         tokens, logits = (t.gather(1, best.expand(-1, -1, t.shape[-1])) for t in (tokens, logits))
         boxes = (self.box_heads[-1](tokens).float() + start.gather(1, best.expand(-1, -1, 4))).sigmoid()
-        content = self.content[:count].expand(len(tokens), -1, -1)
+        content = self.content[:count].expand(tokens.shape[0], -1, -1)
         return content, None, boxes.detach(), Detections(logits[None], boxes[None])
 
     def _decode(
@@ -379,7 +379,9 @@ VARIANTS |= {
     "test_deformable_detr_refine": replace(_TEST, form=Form(refine=True)),
     "test_deformable_detr_two_stage": replace(_TEST, form=Form(refine=True, two_stage=True)),
     "test_deformable_detr_anchors": replace(_TEST, form=Form(refine=True, anchors=True, denoising=True)),
-    "test_deformable_detr_small": replace(_TEST, backbone=PVT_V2["test_pvt_v2"], levels=3, form=_SMALL_FORM),
+    "test_deformable_detr_small": replace(
+        _TEST, backbone=replace(PVT_V2["test_pvt_v2"], num_classes=0), levels=3, form=_SMALL_FORM
+    ),
 }
 
 MODELS = {DeformableDetrConfig: DeformableDetr}
