@@ -2,7 +2,7 @@
 
     python bench/detr.py inference detr_resnet50 --size 320 416     # float32 eager forward
     python bench/detr.py train detr_resnet50 --size 256 320         # our bf16 and float32 steps, their float32 step
-    python bench/detr.py train deformable_detr_resnet50_two_stage
+    python bench/detr.py train deformable_detr_resnet50 --layers 2   # of fewer layers
 
 A step is forward, a loss of all that the network gives (of every decoder layer on our side, of the last on theirs),
 backward and AdamW. Ratios are of processor seconds, which neighbours on the machine disturb less than they disturb
