@@ -1,4 +1,4 @@
-"""Networks that segment in folders and files: read back whole, classifiers of other classes, backbones of classifiers."""
+"""Networks that segment in folders and files: read back whole, other classes, backbones of classifiers."""
 
 from __future__ import annotations
 
