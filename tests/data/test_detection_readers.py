@@ -213,6 +213,14 @@ def test_scenes_are_arithmetic_and_their_boxes_hold_the_ink() -> None:
             for b in corners[:i]:
                 inner = np.prod(np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None))
                 assert inner <= (OVERLAP + 0.02) * min(np.prod(a[2:] - a[:2]), np.prod(b[2:] - b[:2]))
+    digits = part.store
+    size = tuple(part.sizes[0])
+    for place in digits.placed(0):  # type: ignore[attr-defined]
+        left, top, right, bottom = digits.box(place)  # type: ignore[attr-defined]
+        alpha = digits._alpha(place, size)[0].numpy()  # type: ignore[attr-defined]
+        rows, columns = np.flatnonzero(alpha.max(1) > 0.05), np.flatnonzero(alpha.max(0) > 0.05)
+        edges = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        assert np.abs(np.array(edges) - [left, top, right, bottom]).max() <= 1 + 0.15 * place.side / 8
     digests = {p.to_set(layout.classes).subset(range(20)).digest() for p in layout.parts.values()}
     assert len(digests) == 3
 

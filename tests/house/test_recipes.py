@@ -27,5 +27,5 @@ def test_recipe_says_what_it_costs_and_reaches(path):
     head = "".join(line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.startswith("#"))
     assert f"vitrail train recipes/{path.name}" in head, "the head names the command"
     assert re.search(r"\bminutes?\b|\bhours?\b", head), "the head names the cost"
-    figure = r"\d+(\.\d+)?\s*(%|sacreBLEU|bits)"
+    figure = r"\d+(\.\d+)?\s*(%|sacreBLEU|bits|dB)"
     assert re.search(figure, head), "the head names the expected figure"

@@ -250,6 +250,18 @@ def test_answers_come_in_pixels_of_the_users_image_best_first() -> None:
     assert boxes[0].tolist() == [[50, 25, 150, 75], [0, 50, 100, 100], [0, 50, 100, 100]]
 
 
+def test_a_second_answer_of_one_class_is_left_out_where_that_is_asked_for() -> None:
+    boxes = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.51, 0.5, 0.4, 0.4], [0.2, 0.2, 0.1, 0.1], [0.5, 0.51, 0.4, 0.4]])
+    logits = torch.full((1, 1, 4, CLASSES), -20.0)
+    for query, (label, value) in enumerate([(1, 3.0), (1, 2.0), (1, 1.0), (2, 0.5)]):
+        logits[0, 0, query, label] = value
+    found = Detections(logits, boxes[None, None])
+    _, scores, labels = answers(found, torch.tensor([[100, 100]]), background=False, top=4, nms=0.7)
+    expected = [*torch.tensor([3.0, 1.0, 0.5]).sigmoid().tolist(), 0.0]
+    assert scores[0].tolist() == pytest.approx(expected)
+    assert labels[0].tolist() == [1, 1, 2, 1]
+
+
 def test_no_object_is_no_answer() -> None:
     logits = torch.zeros(1, 1, 2, CLASSES + 1)
     logits[0, 0, 0, -1] = 9.0

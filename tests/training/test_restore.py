@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from vitrail.errors import DataError, UsageError
 from vitrail.infer import load
 from vitrail.training import train
-from vitrail.training.baserecipe import BaseRecipe
+from vitrail.training.baserecipe import BaseRecipe, task_of
 from vitrail.training.restorerecipe import RestoreRecipe
 from vitrail.training.run import resume
 from vitrail.training.signals import Interrupted
@@ -131,6 +131,13 @@ def test_what_cannot_be_trained_is_said_before(photos, tmp_path, changes, error,
     with pytest.raises(error, match=words):
         train(recipe, say=str)
     assert not list(tmp_path.iterdir())
+
+
+def test_pairs_are_seen_to_be_for_restoration(tmp_path):
+    for name in ("HR", "LR"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    assert task_of(str(tmp_path)) == task_of(str(tmp_path / "train")) == "restore"
+    assert task_of(str(tmp_path / "train" / "HR")) != "restore"
 
 
 def test_pretrained_weights_go_on(run, photos, tmp_path):

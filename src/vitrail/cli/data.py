@@ -33,6 +33,15 @@ def check(
             raise UsageError("--csv and --labels are for images; mend: leave them out for parallel text")
         _check_text(source, as_json)
         return
+    from vitrail.data.detection.source import is_detection
+
+    if is_detection(source):
+        from .detect import check as check_boxes
+
+        if labels != "auto":
+            raise UsageError("--labels is for images with labels; mend: leave it out for boxes")
+        check_boxes(source, csv, as_json)
+        return
     from vitrail.data.doctor import check as examine
 
     report = examine(source, labels=labels, progress=counter("looked at"), problems_csv=csv)

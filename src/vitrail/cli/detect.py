@@ -163,9 +163,9 @@ def val(model: str, data: str | None, split: str | None, *, batch: int, device: 
         network.classes.require_equal(images.classes, mine="the model", theirs=chosen.source)
     target = pick_device(device)
     size = min(batch, len(images), 32)
-    loader = measuring_loader(images, network.card, fit_of(network.card.input_size), size, 0)
+    loader = measuring_loader(images, network.card, fit_of(network.card.input_size, network.config), size, 0)
     loss = "ce" if network.config.background else "varifocal"
-    task = create_detect(len(images.classes), network.config, loss=loss)
+    task = create_detect(len(images.classes), network.config, loss=loss, nms=network.extra.get("nms"))
     found = evaluate(task, network.model.to(target), loader.epoch(0), device=target)
     details = found.accumulator.describe(images.classes.names)
     _show_figures(chosen, found.metrics, details["per_class"])
@@ -236,3 +236,36 @@ def explain(
         drawn.append({"image": name, "picture": path, **told})
         say(path)
     result("explain", as_json, explanations=drawn, pictures=[one["picture"] for one in drawn])
+
+
+def check(source: str, csv: Path | None, as_json: bool) -> None:
+    """Report what is in a set of images with boxes, what is wrong, and what to do."""
+    from vitrail.data.detection.report import check_boxes
+    from vitrail.data.detection.source import in_words
+
+    report = check_boxes(source)
+    counts = ", ".join(f"{n:,} {split}" for split, n in report.images.items())
+    say(f"{source}: {report.kind}; images: {counts}; {len(report.classes)} classes\n")
+    splits = list(report.objects)
+    rows = [(name, *(f"{report.objects[s][name]:,}" for s in splits)) for name in report.classes[:MOST_CLASSES]]
+    if len(report.classes) > MOST_CLASSES:
+        rows.append((f"... {len(report.classes) - MOST_CLASSES} more", *("" for _ in splits)))
+    rows.append(("all objects", *(f"{sum(report.objects[s].values()):,}" for s in splits)))
+    rows.append(("crowds (measured, not learned)", *(f"{report.crowds[s]:,}" for s in splits)))
+    table(("class", *splits), rows, right=splits)
+    say()
+    for words in report.notes:
+        say(f"- {words}")
+    for finding in report.findings:
+        say(f"{finding.severity}: {in_words(finding).removeprefix('- ')}")
+    if not report.findings:
+        say("- nothing to mend was found")
+    if csv is not None:
+        report.write_csv(csv)
+        say(f"wrote {csv.resolve()}")
+    stopping = [finding.what for finding in report.findings if finding.severity == "error"]
+    if stopping:
+        error = DataError(f"training could not start: {'; '.join(stopping)}; mend: see what to do above")
+        partial_result("data check", as_json, error, report=report.to_json())
+    say(f"\nTrain on it:  vitrail train {source}")
+    result("data check", as_json, report=report.to_json())

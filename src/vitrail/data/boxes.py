@@ -75,6 +75,24 @@ def paired_giou(a: Tensor, b: Tensor) -> Tensor:
     return found - (hull - union) / hull.clamp_min(1e-12)
 
 
+def repeated(boxes: Tensor, labels: Tensor, overlap: float) -> Tensor:
+    """Tell which answers say again what a surer one of the same class said: greedy non-maximum suppression.
+
+    Args:
+        boxes: (B, k, 4), corners, the surest first.
+        labels: (B, k).
+        overlap: intersection over union from which on two boxes are of the same thing.
+
+    Returns:
+        (B, k) bool, True for those to leave out.
+    """
+    same = (paired_iou(boxes[:, :, None], boxes[:, None]) > overlap) & (labels[:, :, None] == labels[:, None])
+    gone = torch.zeros_like(labels, dtype=torch.bool)
+    for i in range(boxes.shape[1] - 1):
+        gone[:, i + 1 :] |= same[:, i, i + 1 :] & ~gone[:, i, None]
+    return gone
+
+
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return IoU and union of boxes that broadcast against each other; two empty boxes overlap by nothing."""
     low = torch.maximum(a[..., :2], b[..., :2])

@@ -97,6 +97,12 @@ class Photos:
         return replace(self, highs=tuple(self.highs[i] for i in rows), lows=lows)
 
 
+def is_pairs(source: str) -> bool:
+    """Whether a folder, or its ``train``, unmistakably holds pairs of pictures: ``HR/`` and ``LR/``."""
+    root = os.path.expanduser(source)
+    return any(all(os.path.isdir(os.path.join(root, part, n)) for n in (HIGH, LOW)) for part in ("", "train"))
+
+
 def in_channels(picture: Tensor, channels: int) -> Tensor:
     """uint8 (3, H, W) -> (C, H, W), contiguous: itself, or its luminance rounded."""
     if channels == 3:

@@ -21,6 +21,7 @@ _DOORS = {
     "draw_position_figures": "sinusoids",
     "deletion_insertion": "faithfulness",
     "gradients_through_time": "through_time",
+    "query_attention": "queries",
     "write_report": "report",
 }
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .maps import METHODS as METHODS
     from .maps import AttentionMaps as AttentionMaps
     from .maps import attention_maps as attention_maps
+    from .queries import query_attention as query_attention
     from .report import write_report as write_report
     from .sinusoids import draw_position_figures as draw_position_figures
     from .through_time import gradients_through_time as gradients_through_time
@@ -45,6 +47,7 @@ __all__ = [
     "draw_figures",
     "draw_position_figures",
     "gradients_through_time",
+    "query_attention",
     "record",
     "rollout",
     "write_report",

@@ -60,6 +60,8 @@ class Recording(Mapping[str, list[Tensor]]):
 def record(model: nn.Module) -> Iterator[Recording]:
     """Record every attention map that ``model`` computes inside the ``with`` block; of additive attention too.
 
+    Of deformable attention it is what each cell of all maps counts for each query.
+
     Yields a :class:`Recording`. On exit each module's former tape comes back, also after an exception and also
     when recordings are nested (the inner one then receives the maps). Memory: B x H x N x M floats a layer.
     The tape belongs to the module: do not run one model from two threads while it is recorded.
@@ -67,9 +69,11 @@ def record(model: nn.Module) -> Iterator[Recording]:
     Raises :class:`UsageError` if the model holds no :class:`vitrail.nn.attention.Attention`.
     """
     from vitrail.nn.attention import Attention
+    from vitrail.nn.deformable import DeformableAttention
     from vitrail.nn.recurrent import AdditiveAttention
 
-    modules = {name: m for name, m in model.named_modules() if isinstance(m, Attention | AdditiveAttention)}
+    kinds = (Attention, AdditiveAttention, DeformableAttention)
+    modules = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
     if not modules:
         kind = type(model)
         own = kind.__module__.startswith("vitrail.models.")  # then no other way of building it would help

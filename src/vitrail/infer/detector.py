@@ -33,6 +33,7 @@ from .network import open_network
 from .predictor import DTYPES, Precision, pick_device
 from .results import SCHEMA
 
+CELL = 32  # stride of the coarsest map that a backbone gives
 THRESHOLD = 0.4
 """Score from which on an answer is shown, where nobody says another."""
 
@@ -156,6 +157,7 @@ class Detector:
         classes: the class map; its ids are those of the data it was trained on.
         fit: the size images are brought to.
         threshold: score from which on an object is answered.
+        nms: overlap from which on a second answer of one class is left out; None: all stay.
     """
 
     def __init__(
@@ -169,6 +171,7 @@ class Detector:
         img_size: int | tuple[int, int] | None = None,
         batch_size: int = 8,
         threshold: float = THRESHOLD,
+        nms: float | None = None,
     ) -> None:
         require_known([dtype], DTYPES, "dtype")
         if batch_size < 1:
@@ -176,7 +179,7 @@ class Detector:
         if not 0 <= threshold <= 1:
             raise UsageError(f"expected a threshold between 0 and 1, got {threshold}")
         self.device, self.dtype, self.batch_size = pick_device(device), DTYPES[dtype], batch_size
-        self.threshold, self.card = threshold, card
+        self.threshold, self.nms, self.card = threshold, nms, card
         self.model = model.to(self.device, self.dtype).eval()
         config: Any = model.config
         count = int(config.num_classes)
@@ -190,7 +193,7 @@ class Detector:
         self.fixed: tuple[int, int] | None = getattr(model, "size", None)  # of a file exported for one size
         if self.fixed is not None and img_size is not None:
             raise UsageError(f"img_size has no effect on a file exported for {self.fixed}; mend: leave it out")
-        self.fit = fit_of(card.input_size if img_size is None else img_size)
+        self.fit = fit_of(card.input_size if img_size is None else img_size, config)
         self.normalize = Normalize(_three(card.mean), _three(card.std))
 
     def __repr__(self) -> str:
@@ -255,14 +258,31 @@ class Detector:
     def find(
         self, pixels: Sequence[Tensor]
     ) -> Iterator[tuple[tuple[int, int], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any] | None]]:
-        """Yield size, boxes, scores, classes and masks of each image uint8 (3, h, w)."""
+        """Return size, boxes, scores, classes and masks of each image uint8 (3, h, w), in order.
+
+        Images go through the network with those of their own size alone: nothing is padded, so an answer does not
+        depend on which images came along.
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, image in enumerate(pixels):
+            groups.setdefault(self.target((image.shape[1], image.shape[2])), []).append(i)
+        found: dict[int, Any] = {}
+        for rows in groups.values():
+            found.update(zip(rows, self._find([pixels[i] for i in rows]), strict=True))
+        return iter(found[i] for i in range(len(pixels)))
+
+    def _find(
+        self, pixels: Sequence[Tensor]
+    ) -> Iterator[tuple[tuple[int, int], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any] | None]]:
+        """The same of images that come to one size."""
         images, keep = self.inputs(pixels)
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in pixels]
         with torch.inference_mode():
             found: Detections = self.model(images, keep).float()
-            boxes, scores, labels = answers(found, torch.tensor(sizes, device=self.device), background=self.background)
+            told = torch.tensor(sizes, device=self.device)
+            boxes, scores, labels = answers(found, told, background=self.background, nms=self.nms)
         for row, size in enumerate(sizes):
-            chosen = scores[row] >= self.threshold
+            chosen = (scores[row] >= self.threshold) & (scores[row] > 0)
             limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
             own = boxes[row][chosen].clamp(min=0).minimum(limit)
             masks = None if found.masks is None else self._masks(found, row, chosen, size, images)
@@ -282,10 +302,12 @@ class Detector:
         return (whole[0] > 0).cpu().numpy()
 
 
-def fit_of(img_size: int | Sequence[int]) -> Fit:
-    """Return the size that images are brought to: into a square of one number, or shorter and longer side."""
+def fit_of(img_size: int | Sequence[int], config: Any) -> Fit:
+    """Return the size that images are brought to: into a square of one number, or shorter and longer side; for a
+    network (``config``) that reads several maps in whole cells of the coarsest.
+    """
     sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    return Fit(min(sides), max(sides))
+    return Fit(min(sides), max(sides), CELL if hasattr(config, "levels") else 1)
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:
@@ -352,5 +374,5 @@ def load_detector(
     found = open_network(source)
     return Detector(
         found.model, found.card, found.classes, device=device, dtype=dtype, img_size=img_size, batch_size=batch_size,
-        threshold=threshold,
+        threshold=threshold, nms=found.extra.get("nms"),
     )  # fmt: skip

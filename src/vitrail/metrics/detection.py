@@ -137,7 +137,8 @@ class DetectionMetrics:
     def run(self) -> Any:
         """The evaluator, once all images are there."""
         if self._run is None:
-            self._run = evaluator(self.images, self.num_classes)
+            order = np.argsort(self.positions, kind="stable")  # where scores are equal the order of the images matters
+            self._run = evaluator([self.images[i] for i in order], self.num_classes)
         return self._run
 
     def compute(self) -> dict[str, float]:

@@ -256,7 +256,7 @@ class DeformableDetr(nn.Module):
 
     def _begin(self, maps: Maps) -> tuple[Tensor, Tensor | None, Tensor, Detections | None]:
         """Return contents (B, Q, C), positions (None: of the boxes), points or boxes (B, Q, 2 or 4), proposals."""
-        form, batch = self.config.form, len(maps.tokens)
+        form, batch = self.config.form, maps.tokens.shape[0]
         if form.two_stage:
             return self._propose(maps)
         if form.anchors:
@@ -281,7 +281,7 @@ class DeformableDetr(nn.Module):
         best = score.topk(count, 1).indices[..., None]
         tokens, logits = (t.gather(1, best.expand(-1, -1, t.shape[-1])) for t in (tokens, logits))
         boxes = (self.box_heads[-1](tokens).float() + start.gather(1, best.expand(-1, -1, 4))).sigmoid()
-        content = self.content[:count].expand(len(tokens), -1, -1)
+        content = self.content[:count].expand(tokens.shape[0], -1, -1)
         return content, None, boxes.detach(), Detections(logits[None], boxes[None])
 
     def _decode(
@@ -360,6 +360,16 @@ VARIANTS |= {
         drop_rate=0.0,
     ),
 }
+VARIANTS["deformable_detr_pico"] = replace(
+    # for small images and few cores: a ResNet of ten layers, no encoder; ours, measured in docs/benchmarks/detection.md
+    VARIANTS["deformable_detr_nano"],
+    backbone=ResNetConfig(
+        (128, 128), num_classes=0, block="basic", depths=(1, 1, 1, 1), widths=(24, 48, 96, 128), stem_width=24
+    ),
+    embed_dim=96,
+    encoder_layers=0,
+    num_queries=30,
+)
 _TEST = DeformableDetrConfig(
     (64, 64), num_classes=7, backbone=replace(RESNET["test_resnet"], norm="frozen", num_classes=0), levels=4,
     embed_dim=32, num_heads=4, num_points=2, encoder_layers=2, decoder_layers=2, hidden_dim=48, num_queries=9,
@@ -369,7 +379,9 @@ VARIANTS |= {
     "test_deformable_detr_refine": replace(_TEST, form=Form(refine=True)),
     "test_deformable_detr_two_stage": replace(_TEST, form=Form(refine=True, two_stage=True)),
     "test_deformable_detr_anchors": replace(_TEST, form=Form(refine=True, anchors=True, denoising=True)),
-    "test_deformable_detr_small": replace(_TEST, backbone=PVT_V2["test_pvt_v2"], levels=3, form=_SMALL_FORM),
+    "test_deformable_detr_small": replace(
+        _TEST, backbone=replace(PVT_V2["test_pvt_v2"], num_classes=0), levels=3, form=_SMALL_FORM
+    ),
 }
 
 MODELS = {DeformableDetrConfig: DeformableDetr}

@@ -167,7 +167,7 @@ class Detr(nn.Module):
     def _decode(self, memory: Tensor, keys: Tensor, keep: Tensor | None) -> Tensor:
         """Cells (B, S, C), with their positions too -> the queries after each layer that speaks, (L, B, Q, C)."""
         positions = self.query_embed[None]
-        x = positions.new_zeros(len(memory), *self.query_embed.shape)
+        x = positions.new_zeros(memory.shape[0], *self.query_embed.shape)
         states = []
         for layer in self.decoder:
             x = layer(x, positions, lambda cross, y: cross(y, context=memory, keys=keys, keep=keep))

@@ -27,7 +27,9 @@ from .fused import Linear
 from .positions import Grid
 from .shortcuts import at_once
 
-ROWS = 2**16  # gathered at a time in a backward pass: they stay in the processor's cache
+ROWS = 2**13  # gathered at a time in a backward pass: they stay in the processor's cache
+DENSE = 32  # cells for each corner up to which a backward pass is faster by the whole matrix
+MOST_WEIGHTS = 2**26  # of such a matrix: 256 MiB in float32
 
 
 class Points(NamedTuple):
@@ -130,15 +132,10 @@ def start_points(attn: DeformableAttention) -> None:
 
 def sample(values: Tensor, looked: Points, grids: Sequence[Grid]) -> Tensor:
     """Return the weighted sum of the values at the points: (B, S, H, D) -> (B, Q, H·D)."""
-    b, _, h, _ = values.shape
     if values.device.type != "cpu" or not at_once():
         return _by_grid_sample(values, looked, grids)
-    index, weights = corners(looked, grids)
-    padded = pad(values, grids)
-    rows = (torch.arange(b) * padded.shape[1] * h).view(-1, 1, 1, 1) + torch.arange(h).view(-1, 1)
-    flat = index.mul(h).add_(rows.to(index.dtype)).view(-1, index.shape[-1])
-    summed: Tensor = WeightedRows.apply(padded.reshape(-1, values.shape[-1]), flat, weights.view(flat.shape))  # type: ignore[no-untyped-call]
-    return summed.view(*index.shape[:2], -1)
+    found: Tensor = Sampled.apply(pad(values, grids), *looked, tuple(grids))  # type: ignore[no-untyped-call]
+    return found.flatten(2)
 
 
 def corners(looked: Points, grids: Sequence[Grid]) -> tuple[Tensor, Tensor]:
@@ -146,15 +143,30 @@ def corners(looked: Points, grids: Sequence[Grid]) -> tuple[Tensor, Tensor]:
 
     Cells are counted over maps with a border of zeros. A point further out than that is drawn onto it.
     """
-    layout = _layout(tuple(grids), looked.places.device)
-    xy = torch.addcmul(layout.half, looked.places, layout.sides)  # in cells, from the centre of the first
-    xy = torch.minimum(xy.clamp_min(-1.0), layout.sides)
-    first = torch.minimum(xy.detach().floor(), layout.last)
-    right, down = (xy - first).unbind(-1)
+    index, right, down = _around(looked.places, _layout(tuple(grids), looked.places.device))
+    return index.flatten(3), _shares(looked.weights, right, down).flatten(3)
+
+
+def _around(places: Tensor, layout: _Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the four cells around each place (..., L, P, 2, 2), and how far it is from the first of them (..., L, P).
+
+    The distances are to the right and down, 0 to 1.
+    """
+    xy = torch.addcmul(layout.half, places, layout.sides)  # in cells, from the centre of the first
+    xy = torch.minimum(xy.clamp_min_(-1.0), layout.sides)
+    first = torch.minimum(xy.floor(), layout.last)
+    right, down = xy.sub_(first).unbind(-1)
     cell = torch.addcmul(first[..., 0] + layout.start, first[..., 1], layout.width).to(torch.int32)
-    beside = torch.stack((looked.weights * (1.0 - right), looked.weights * right), -1)
-    weights = torch.stack((beside * (1.0 - down[..., None]), beside * down[..., None]), -2)
-    return (cell[..., None, None] + layout.around).flatten(3), weights.flatten(3)
+    return cell[..., None, None] + layout.around, right, down
+
+
+def _shares(weights: Tensor, right: Tensor, down: Tensor) -> Tensor:
+    """Return what each of the four cells counts: (..., L, P) -> (..., L, P, 2, 2)."""
+    lower = weights * down
+    upper = weights - lower
+    upper_right, lower_right = upper * right, lower * right
+    parts = (upper - upper_right, upper_right, lower - lower_right, lower_right)
+    return torch.stack(parts, -1).view(*weights.shape, 2, 2)
 
 
 class _Layout(NamedTuple):
@@ -170,11 +182,12 @@ class _Layout(NamedTuple):
 
 def _layout(grids: tuple[Grid, ...], device: torch.device) -> _Layout:
     """Return the numbers, from a cache that serves training too."""
-    with torch.inference_mode(False):
+    if not at_once():
         return _make_layout(grids, device)
+    with torch.inference_mode(False):
+        return _kept_layout(grids, device)
 
 
-@lru_cache(maxsize=32)
 def _make_layout(grids: tuple[Grid, ...], device: torch.device) -> _Layout:
     sides = torch.tensor([(w, h) for h, w in grids], dtype=torch.float32, device=device)[:, None]
     width = sides[..., 0] + 2
@@ -182,6 +195,9 @@ def _make_layout(grids: tuple[Grid, ...], device: torch.device) -> _Layout:
     before = torch.tensor([sum(cells[:i]) for i in range(len(cells))], dtype=torch.float32, device=device)[:, None]
     around = torch.tensor([[[0, 1], [w + 2, w + 3]] for _, w in grids], dtype=torch.int32, device=device)[:, None]
     return _Layout(torch.full_like(sides, -0.5), sides, sides - 1, before + width + 1, width, around)
+
+
+_kept_layout = lru_cache(maxsize=32)(_make_layout)
 
 
 def pad(values: Tensor, grids: Sequence[Grid]) -> Tensor:
@@ -226,35 +242,76 @@ def _by_grid_sample(values: Tensor, looked: Points, grids: Sequence[Grid]) -> Te
     return found.view(b, h * d, -1).transpose(1, 2)
 
 
-class WeightedRows(torch.autograd.Function):
-    """Weighted sums of rows of a table: (Z, D), indices and weights (N, n) -> (N, D).
+class Sampled(torch.autograd.Function):
+    """Values with a border (B, Z, H, D), places (B, Q, H, L, P, 2) and weights (B, Q, H, L, P) -> (B, Q, H, D).
 
-    torch's own backward pass of this walks over indices one by one. Here the gradient of the table is a weighted sum of
-    rows again, in the order of the table, and that of the weights a product of gathered rows, a few at a time.
+    torch's own backward pass of a weighted sum of rows walks over them one by one. Here, where maps are small, it is
+    two products with the whole matrix of weights; where they are large, the gradient of the values is a weighted sum of
+    rows again, in the order of the values, and that of the weights a product of gathered rows, a few at a time.
     """
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, places: Tensor, weights: Tensor, grids: tuple[Grid, ...]) -> Tensor:
         """Return the sums."""
-        weights = weights.to(table.dtype)
-        ctx.save_for_backward(table, index, weights)
-        return F.embedding_bag(index, table, mode="sum", per_sample_weights=weights)
+        index, right, down = _around(places, _layout(grids, values.device))
+        index = index.flatten(3)
+        shares = _shares(weights, right, down).flatten(3).to(values.dtype)
+        ctx.save_for_backward(values, places, weights, index, right, down, shares)
+        ctx.grids = grids
+        table, rows = values.reshape(-1, values.shape[-1]), _rows(index, values)
+        found = F.embedding_bag(rows, table, mode="sum", per_sample_weights=shares.view(rows.shape))
+        return found.view(*index.shape[:3], -1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
-        """Return the gradients of the table and of the weights."""
-        table, index, weights = ctx.saved_tensors
-        grad, n = grad.contiguous(), index.shape[1]
-        order = index.view(-1).sort(stable=True)
-        counts = torch.bincount(order.values, minlength=len(table))
-        offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)[:-1]))
-        bags = order.indices.div(n, rounding_mode="floor")
-        by_row = weights.view(-1).index_select(0, order.indices)
-        of_table = F.embedding_bag(bags, grad, offsets, mode="sum", per_sample_weights=by_row)
-        step = max(1, ROWS // n)
-        parts = []
-        for rows, given in zip(torch.split(index, step), torch.split(grad, step), strict=True):
-            read = table.index_select(0, rows.view(-1)).view(*rows.shape, -1)
-            parts.append(torch.bmm(read, given[..., None])[..., 0])
-        return of_table, None, torch.cat(parts).float()
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Return the gradients of the values, the places and the weights."""
+        values, places, weights, index, right, down, shares = ctx.saved_tensors
+        cells, n = values.shape[1], index.shape[3]
+        small = cells <= DENSE * n and index.shape[:3].numel() * cells <= MOST_WEIGHTS
+        of_values, of_shares = (_by_whole_matrix if small else _by_rows)(values, index, shares, grad)
+        a, b, c, d = of_shares.float().view(*weights.shape, 4).unbind(-1)  # the four cells, in raster order
+        b, d = b - a, d - c
+        upper, lower = torch.addcmul(a, b, right), torch.addcmul(c, d, right)
+        of_weights = torch.lerp(upper, lower, down)
+        steps = torch.stack((torch.lerp(b, d, down), lower - upper), -1).mul_(weights[..., None])
+        layout = _layout(ctx.grids, values.device)
+        xy = torch.addcmul(layout.half, places, layout.sides)
+        inside = (xy >= -1.0) & (xy <= layout.sides)  # further out nothing changes
+        return of_values, steps.mul_(layout.sides).mul_(inside), of_weights, None
+
+
+def _by_rows(values: Tensor, index: Tensor, shares: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the values and of the shares, row by row."""
+    table, flat, n = values.reshape(-1, values.shape[-1]), _rows(index, values), index.shape[3]
+    grad = grad.reshape(-1, grad.shape[-1])
+    order = flat.view(-1).sort(stable=True)
+    counts = torch.bincount(order.values, minlength=len(table))
+    offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)[:-1]))
+    bags = order.indices.div(n, rounding_mode="floor")
+    by_row = shares.view(-1).index_select(0, order.indices)
+    of_table = F.embedding_bag(bags, grad, offsets, mode="sum", per_sample_weights=by_row)
+    step = max(1, ROWS // n)
+    parts = []
+    for rows, given in zip(torch.split(flat, step), torch.split(grad, step), strict=True):
+        read = table.index_select(0, rows.view(-1)).view(*rows.shape, -1)
+        parts.append(torch.bmm(read, given[..., None])[..., 0])
+    return of_table.view(values.shape), torch.cat(parts)
+
+
+def _rows(index: Tensor, values: Tensor) -> Tensor:
+    """Return the row of each cell among those of all images and heads: (B, Q, H, n) -> (B·Q·H, n)."""
+    b, cells, h, _ = values.shape
+    first = torch.arange(b, dtype=index.dtype).mul_(cells * h).view(-1, 1, 1, 1)
+    first = first + torch.arange(h, dtype=index.dtype).view(-1, 1)
+    return torch.add(first, index, alpha=h).view(-1, index.shape[-1])
+
+
+def _by_whole_matrix(values: Tensor, index: Tensor, shares: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by the matrix of what each cell counts for each query."""
+    rows, cells = grad.transpose(1, 2), values.transpose(1, 2)  # (B, H, Q, D), (B, H, Z, D)
+    where = index.transpose(1, 2).long()
+    matrix = rows @ cells.mT
+    of_shares = matrix.gather(-1, where).transpose(1, 2).contiguous()
+    matrix = matrix.zero_().scatter_add_(-1, where, shares.transpose(1, 2))
+    return (matrix.mT @ rows).transpose(1, 2), of_shares

@@ -48,7 +48,7 @@ class Proposer(nn.Module):
         sides, level = cell_sides(maps.grids, maps.tokens.device)
         if maps.ratios is not None:
             sides = (sides * maps.ratios[:, level]).round()
-        centres = (cell_centres(maps.grids, maps.tokens.device) / sides).expand(len(maps.tokens), -1, -1)
+        centres = (cell_centres(maps.grids, maps.tokens.device) / sides).expand(maps.tokens.shape[0], -1, -1)
         around = (SIDE * 2.0**level)[None, :, None].expand_as(centres)
         boxes = torch.cat((centres, around), -1)
         usable = ((boxes > INSIDE[0]) & (boxes < INSIDE[1])).all(-1)

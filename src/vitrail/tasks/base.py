@@ -70,6 +70,7 @@ def create_task(name: str, *, num_classes: int, options: Mapping[str, Any] | Non
 HEADLINES = {
     "top1": "accuracy",
     "map": "mean average precision",
+    "ap": "AP",
     "bleu": "sacreBLEU",
     "bits_per_pixel": "bits per pixel",
     "psnr": "PSNR in dB",

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from vitrail.data.boxes import cxcywh_to_xyxy, scale
+from vitrail.data.boxes import cxcywh_to_xyxy, repeated, scale
 from vitrail.metrics.detection import DetectionMetrics
 from vitrail.nn.detection import Detections
 
@@ -95,6 +95,7 @@ class Detect:
         weights: Weights | None = None,
         repeats: int = 1,
         denoising: Denoising | None = None,
+        nms: float | None = None,
         monitor: str = "ap",
     ) -> None:
         """Set what is computed.
@@ -107,6 +108,7 @@ class Detect:
             weights: of the losses.
             repeats: queries an object on the earlier layers and the proposals; the answer is always one to one.
             denoising: noise of denoising queries; None: there are none.
+            nms: overlap from which on a second answer of one class is left out; None: all stay, as the papers have it.
             monitor: the metric that chooses the best weights, of :data:`MONITORS`.
         """
         if num_classes < 1 or repeats < 1:
@@ -119,7 +121,7 @@ class Detect:
         self.num_classes, self.background, self.loss_kind = num_classes, background, loss
         self.costs = costs or Costs(cls=1.0 if background else 2.0, background=background)
         self.weights = weights or Weights(cls=1.0 if background else 2.0)
-        self.repeats, self.denoising, self.monitor = repeats, denoising, monitor
+        self.repeats, self.denoising, self.nms, self.monitor = repeats, denoising, nms, monitor
 
     def step(self, model: nn.Module, batch: Scenes) -> Losses:
         """Return the losses of a batch: the total, and its parts by name."""
@@ -205,7 +207,7 @@ class Detect:
         with torch.no_grad():
             found = model(batch.images, _keep(batch)).float()
             loss = self.losses(found, batch)["loss"]
-        boxes, scores, labels = answers(found, batch.sizes, background=self.background)
+        boxes, scores, labels = answers(found, batch.sizes, background=self.background, nms=self.nms)
         return Found(boxes, scores, labels, loss.expand(len(batch.keep)))
 
     def metrics(self) -> DetectionMetrics:
@@ -218,7 +220,9 @@ def _keep(batch: Scenes) -> Tensor | None:
     return None if bool(batch.pixels.all()) else batch.pixels
 
 
-def answers(found: Detections, sizes: Tensor, *, background: bool, top: int = TOP) -> tuple[Tensor, Tensor, Tensor]:
+def answers(
+    found: Detections, sizes: Tensor, *, background: bool, top: int = TOP, nms: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the answers of the last layer, the surest first.
 
     Args:
@@ -226,6 +230,7 @@ def answers(found: Detections, sizes: Tensor, *, background: bool, top: int = TO
         sizes: (B, 2), height and width of each image in the user's pixels.
         background: as in :class:`Detect`: each query answers with its best class; else the best of all (query, class).
         top: answers an image at most, k.
+        nms: overlap from which on a second answer of one class gets the score 0, and goes to the end; None: none does.
 
     Returns:
         Corners (B, k, 4) in pixels, scores (B, k), classes (B, k).
@@ -240,6 +245,10 @@ def answers(found: Detections, sizes: Tensor, *, background: bool, top: int = TO
         scores, place = logits.sigmoid().flatten(1).topk(min(top, logits[0].numel()), dim=1)
         query, labels = place // classes, place % classes
     corners = cxcywh_to_xyxy(boxes).gather(1, query[..., None].expand(-1, -1, 4))
+    if nms is not None:
+        scores = scores.masked_fill(repeated(corners, labels, nms), 0.0)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        labels, corners = labels.gather(1, order), corners.gather(1, order[..., None].expand(-1, -1, 4))
     return scale(corners, sizes[:, None].to(corners)), scores, labels
 
 

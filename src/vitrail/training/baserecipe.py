@@ -144,9 +144,12 @@ def task_of(source: str) -> str:
     from vitrail.data.detection.source import is_detection
     from vitrail.data.masks import is_masks
     from vitrail.data.paralleltext import is_parallel
+    from vitrail.data.restoration import is_pairs
 
     if is_parallel(source):
         return "translate"
+    if is_pairs(source):
+        return "restore"
     if is_detection(source):
         return "detect"
     return "segment" if is_masks(source) else "auto"

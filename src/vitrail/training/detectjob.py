@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from vitrail.data.detection.transforms import BoxPrepare, Fit
 from vitrail.data.samples import SampleLoader, SampleSplits
 from vitrail.errors import UsageError, require_extra
 from vitrail.infer.detector import fit_of
+from vitrail.metrics.diagnosis import NOTHING, signs_of, why_nothing
 from vitrail.models import config_of, configure
 from vitrail.tasks.denoise import Denoising
 from vitrail.tasks.detect import Detect, Weights
@@ -30,9 +30,10 @@ from .detectrecipe import BoxFacts, DetectRecipe, resolve_detect
 from .job import Say
 from .pipeline import normalization, threads
 from .scenejob import SceneJob
+from .selftest import selftest
 from .world import ALONE, World
 
-SAMPLES = 64  # images whose sizes are read where the source does not say them
+PATIENCE = 3  # evaluations after which it is asked why nothing is found
 
 
 class DetectJob(SceneJob):
@@ -40,6 +41,19 @@ class DetectJob(SceneJob):
 
     answer = "boxes"
     recipe: DetectRecipe
+
+    def __init__(self, recipe: DetectRecipe, splits: SampleSplits) -> None:
+        super().__init__(recipe, splits)
+        self._fresh = True
+        self._say: Say = lambda text: None
+        self._losses: list[float] = []
+
+    @classmethod
+    def open(cls, recipe: DetectRecipe, folder: Path | None, say: Say, world: World = ALONE) -> DetectJob:
+        """Open the data; a resumed run has had its self-test."""
+        job = cls(recipe, cls.open_splits(recipe))
+        job._fresh = folder is None
+        return job
 
     @classmethod
     def open_splits(cls, recipe: DetectRecipe) -> SampleSplits:
@@ -58,7 +72,15 @@ class DetectJob(SceneJob):
 
     def resolve(self, device: torch.device) -> tuple[DetectRecipe, list[Decision]]:
         """See :func:`.detectrecipe.resolve_detect`."""
-        return resolve_detect(self.recipe, facts_of(self.images("train"), self.recipe.data.source), device)
+        images = self.images("train")
+        settled, made = resolve_detect(self.recipe, facts_of(images, self.recipe.data.source), device)
+        config: Any = configure(config_of(settled.model.name), settled.model.options)
+        if images.most > config.num_queries:
+            self.splits.notes.append(
+                f"the fullest image has {images.most} objects, {settled.model.name} finds {config.num_queries} at "
+                "most: --set model.options.num_queries=N for more"
+            )
+        return settled, made
 
     def images(self, name: str) -> DetectionSet:
         """Return a split by name."""
@@ -81,7 +103,7 @@ class DetectJob(SceneJob):
                 "mend: matching.denoising: 0, or a deformable_detr"
             )
         noise = Denoising(int(m.denoising), m.box_noise, m.label_noise) if m.denoising else None
-        return Detect(
+        task = Detect(
             len(self.splits.classes),
             background=bool(config.background),
             loss=m.loss,  # type: ignore[arg-type]
@@ -89,12 +111,31 @@ class DetectJob(SceneJob):
             weights=Weights(float(m.cls), m.l1, m.giou),
             repeats=int(m.repeats),
             denoising=noise,
+            nms=m.nms,  # type: ignore[arg-type]
             monitor=t.monitor,
         )
+        self._say = say
+        if t.selftest and self._fresh and world.first:
+            selftest(self, task, card, device, say)
+        return task
+
+    def taught(self, card: Card, found: Evaluation) -> Card:
+        """Evaluation teaches nothing; but where it finds nothing, say what that may come from."""
+        self._losses.append(found.metrics["loss"])
+        if len(self._losses) >= PATIENCE and found.metrics["ap50"] <= NOTHING:
+            accumulator: Any = found.accumulator
+            reasons = why_nothing(signs_of(accumulator), self._losses, float(self.recipe.optim.lr))
+            words = f"AP50 is {100 * found.metrics['ap50']:.1f} % after {len(self._losses)} evaluations"
+            self._say("\n- ".join([words, *reasons]))
+        return card
+
+    def kept(self) -> dict[str, Any]:
+        """What answers are made of beside the network."""
+        return {"nms": self.recipe.matching.nms}
 
     def fit(self) -> Fit:
         """The size images are brought to."""
-        return fit_of(self.recipe.model.img_size)
+        return fit_of(self.recipe.model.img_size, config_of(self.recipe.model.name))
 
     def masks(self) -> bool:
         """Whether the network gives masks."""
@@ -136,10 +177,6 @@ class DetectJob(SceneJob):
         images = self.images(name)
         results = coco_results(images, found.rows)
         (folder / f"predictions_{name}.json").write_text(json.dumps(results), encoding="utf-8")
-
-    def watch(self, batches: Any, say: Say) -> Callable[[int, dict[str, Any]], None]:
-        """Nothing is said."""
-        return lambda step, values: None
 
 
 def measuring_loader(

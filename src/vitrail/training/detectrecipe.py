@@ -81,6 +81,9 @@ class Matching(Section):
         1.0, description="of denoising: share of half a side that a corner moves at most"
     )
     label_noise: Share = Field(0.25, description="of denoising: chance of another class")
+    nms: Annotated[float, Field(gt=0, le=1)] | Auto | None = Field(
+        "auto", description="overlap from which on a second answer of one class is left out; null: all stay"
+    )
     cls: Weight | Auto = Field("auto", description="weight of the class, in cost and loss (DETR 1, Deformable DETR 2)")
     l1: Weight = Field(5.0, description="weight of the distance of the boxes")
     giou: Weight = Field(2.0, description="weight of their overlap")
@@ -129,7 +132,7 @@ class BoxFacts:
 
 
 SIZES = (
-    (144, 128, "deformable_detr_nano"),
+    (144, 128, "deformable_detr_pico"),
     (400, 320, "deformable_detr_micro"),
     (1 << 30, 512, "deformable_detr_micro"),
 )
@@ -141,6 +144,8 @@ def resolve_detect(recipe: DetectRecipe, facts: BoxFacts, device: torch.device) 
     settle = Settling(recipe)
     _, most, usual_name = next(row for row in SIZES if facts.longer <= row[0])
     typical = f"images with a longer side of {facts.longer}"
+    if usual_name.endswith("pico") and facts.most > config_of(usual_name).num_queries:
+        usual_name = "deformable_detr_nano"
     name = settle("model.name", usual_name, typical)
     config = config_of(name)
     if getattr(config, "answers", None) != "boxes":
@@ -149,13 +154,13 @@ def resolve_detect(recipe: DetectRecipe, facts: BoxFacts, device: torch.device) 
     settle("model.img_size", side if device.type == "cpu" else max(side, min(facts.longer, 640)), typical)
     settle("model.drop_path_rate", 0.0, "none from scratch on small sets")
     _augmenting(settle, facts)
-    _matching(settle, config)
+    _matching(settle, config, facts)
     detr = bool(config.background)
-    batch, seen = (16, 40_000) if side > 144 else (32, 120_000)
+    seen = 40_000 if side > 144 else 64_000
     basis = "DETR's, scaled to small sets" if detr else "tried on the built-in scenes"
     usual = Usual(
-        batch=min(batch, max(4, facts.count // 10)), seen=seen, epochs=(12, 500), optimizer="adamw",
-        lr=3e-4 if detr else 8e-4, weight_decay=1e-4, basis=basis, longest=2.0,
+        batch=min(16, max(4, facts.count // 10)), seen=seen, epochs=(12, 500), optimizer="adamw",
+        lr=3e-4 if detr else 1e-3, weight_decay=1e-4, basis=basis, longest=2.0,
     )  # fmt: skip
     settle_running(settle, usual, facts.count)
     settle("data.workers", 0 if device.type == "cpu" and side <= 144 else 2, "small images are read fast")
@@ -167,7 +172,7 @@ def _augmenting(settle: Settling, facts: BoxFacts) -> None:
     if facts.synthetic:
         settle("augment.hflip", 0.0, "digits have sides")
         settle("augment.crop", 0.0, "scenes are many")
-        settle("augment.scales", (1.0, 1.0), "scenes have digits of all sizes")
+        settle("augment.scales", (0.8, 1.25), "so that no scene is seen twice alike")
         settle("augment.jitter", 0.0, "scenes have all colours")
         return
     settle("augment.hflip", 0.5, "a usual value; 0 where left and right matter")
@@ -176,10 +181,15 @@ def _augmenting(settle: Settling, facts: BoxFacts) -> None:
     settle("augment.jitter", 0.2, "a usual value")
 
 
-def _matching(settle: Settling, config: Any) -> None:
+def _matching(settle: Settling, config: Any, facts: BoxFacts) -> None:
     detr = bool(config.background)
     settle("matching.loss", "ce" if detr else "varifocal", "DETR's softmax" if detr else "scores that say the overlap")
     settle("matching.repeats", 1 if detr else 4, "DETR's" if detr else "one to many: earlier layers learn faster")
-    noise = 100 if getattr(config, "takes_noise", False) else 0
-    settle("matching.denoising", noise, "about so many queries" if noise else "this network takes none")
+    repeats = settle.recipe.flat()["matching.repeats"]
+    several = not detr if repeats == "auto" else repeats > 1
+    settle("matching.nms", 0.7 if several else None, "one to many leaves doubles" if several else "the paper's")
+    if getattr(config, "takes_noise", False):
+        settle("matching.denoising", max(32, min(100, 6 * facts.most)), "three groups of the fullest image, 32 to 100")
+    else:
+        settle("matching.denoising", 0, "this network takes none")
     settle("matching.cls", 1.0 if detr else 2.0, "the paper's")

@@ -30,6 +30,7 @@ MOST = 8  # digits in a scene
 SIDES = (96, 104, 112, 120, 128)
 SMALLEST, LARGEST = 14.0, 52.0  # pixels of a digit's cell
 INK = 0.3  # share from which on a pixel of a digit is ink: what the box goes around
+SOFT = 0.3  # of a column of a digit: how wide its edge is
 OVERLAP = 0.25  # share of the smaller of two boxes that may be hidden
 TRIES = 12
 _SEEDS = {"train": 11, "val": 12, "test": 13}
@@ -145,20 +146,24 @@ class SceneStore:
         return canvas
 
     def _alpha(self, place: Placed, size: tuple[int, int]) -> Tensor:
-        """How much of each pixel a digit covers: float (1, H, W); the 8 x 8 shares read with bilinear weights."""
+        """How much of each pixel a digit covers: float (1, H, W). What is no ink is not drawn, so that the box ends
+        where the digit does.
+        """
         height, width = size
         ink = torch.from_numpy(self.digits[place.row].astype(np.float32) / 255)
+        ink = torch.where(ink > INK, (ink / (2 * INK)).clamp(max=1), 0.0)
         across = _weights(width, place.x, place.side)
         down = _weights(height, place.y, place.side)
-        covered = down @ ink @ across.T
-        # ink with a firm edge, where the box is: below half of INK nothing, above twice INK all
-        return ((covered - INK / 2) / (1.5 * INK)).clamp(0, 1)[None]
+        return (down @ ink @ across.T)[None]
 
 
 def _weights(length: int, start: float, side: float) -> Tensor:
-    """Bilinear weights of the 8 columns of a digit at each of ``length`` pixels, (length, 8); none outside the cell."""
+    """How much each of the 8 columns of a digit counts at each of ``length`` pixels, (length, 8): columns with soft
+    edges, half of it where they end.
+    """
     at = (torch.arange(length) + 0.5 - start) * (8 / side) - 0.5
-    return (1 - (at[:, None] - torch.arange(8)).abs()).clamp(min=0)
+    away = (at[:, None] - torch.arange(8)).abs()
+    return ((0.5 - away) / SOFT + 0.5).clamp(0, 1)
 
 
 def _hidden(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
