@@ -35,12 +35,14 @@ from .scenerecipe import (
 
 CPU = Usual(
     batch=16,
-    seen=40_000,
+    seen=16_000,
     epochs=(5, 200),
     optimizer="muon",
     lr=3e-3,
     weight_decay=0.05,
-    basis="what learned fastest on CamVid from scratch",
+    basis="what served CamVid from scratch",
+    longest=2.0,
+    evaluations=8,
 )
 GPU = Usual(
     batch=16,
