@@ -22,7 +22,7 @@ CLASSES = ClassMap(("cat", "dog", "bird"), (3, 7, 90))
 
 def network(name="test_deformable_detr_small"):
     torch.manual_seed(0)
-    model = create_model(name, num_classes=3, img_size=72)
+    model = create_model(name, num_classes=3, img_size=96)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -31,7 +31,7 @@ def network(name="test_deformable_detr_small"):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    card = Card(name="test_deformable_detr_small", input_size=(72, 72))
+    card = Card(name="test_deformable_detr_small", input_size=(96, 96))
     return save_folder(tmp_path_factory.mktemp("models") / "d", network(), card=card, classes=CLASSES)
 
 
@@ -112,7 +112,7 @@ def test_results_are_written_with_the_ids_of_the_data(detector, pictures, tmp_pa
 
 @pytest.mark.parametrize("name", ["test_deformable_detr_small", "test_deformable_detr", "test_detr"])
 def test_where_a_query_looked_is_a_map_over_the_image(name, pictures, tmp_path):
-    own = Detector(network(name), Card(name=name, input_size=(72, 72)), device="cpu")
+    own = Detector(network(name), Card(name=name, input_size=(96, 96)), device="cpu")
     pixels = torch.from_numpy(np.array(Image.open(pictures / "1.png"))).permute(2, 0, 1)
     told = looking(own, pixels)
     assert told["heat"].ndim == 2
@@ -128,7 +128,7 @@ def test_where_a_query_looked_is_a_map_over_the_image(name, pictures, tmp_path):
 
 def test_masks_come_at_the_size_of_the_image(pictures):
     own = Detector(
-        network("test_detr_masks"), Card(name="test_detr_masks", input_size=(72, 72)), device="cpu", threshold=0.0
+        network("test_detr_masks"), Card(name="test_detr_masks", input_size=(96, 96)), device="cpu", threshold=0.0
     )
     result = own(pictures / "2.png")
     assert result.masks.shape == (len(result), 70, 30)
@@ -136,9 +136,11 @@ def test_masks_come_at_the_size_of_the_image(pictures):
 
 
 def test_options_are_checked():
-    card = Card(name="test_detr", input_size=(72, 72))
+    card = Card(name="test_detr", input_size=(96, 96))
     with pytest.raises(UsageError, match="threshold between 0 and 1"):
         Detector(network("test_detr"), card, threshold=2.0)
     with pytest.raises(UsageError, match="batch size"):
         Detector(network("test_detr"), card, batch_size=0)
-    assert (fit_of((800, 1333)).shorter, fit_of(320).longer) == (800, 320)
+    plain, several = network("test_detr").config, network().config
+    assert fit_of((800, 1333), plain).target((480, 640)) == (800, 1067)
+    assert fit_of(320, several).target((480, 640)) == (256, 320)

@@ -163,7 +163,7 @@ def val(model: str, data: str | None, split: str | None, *, batch: int, device: 
         network.classes.require_equal(images.classes, mine="the model", theirs=chosen.source)
     target = pick_device(device)
     size = min(batch, len(images), 32)
-    loader = measuring_loader(images, network.card, fit_of(network.card.input_size), size, 0)
+    loader = measuring_loader(images, network.card, fit_of(network.card.input_size, network.config), size, 0)
     loss = "ce" if network.config.background else "varifocal"
     task = create_detect(len(images.classes), network.config, loss=loss, nms=network.extra.get("nms"))
     found = evaluate(task, network.model.to(target), loader.epoch(0), device=target)

@@ -33,6 +33,7 @@ from .network import open_network
 from .predictor import DTYPES, Precision, pick_device
 from .results import SCHEMA
 
+CELL = 32  # stride of the coarsest map that a backbone gives
 THRESHOLD = 0.4
 """Score from which on an answer is shown, where nobody says another."""
 
@@ -192,7 +193,7 @@ class Detector:
         self.fixed: tuple[int, int] | None = getattr(model, "size", None)  # of a file exported for one size
         if self.fixed is not None and img_size is not None:
             raise UsageError(f"img_size has no effect on a file exported for {self.fixed}; mend: leave it out")
-        self.fit = fit_of(card.input_size if img_size is None else img_size)
+        self.fit = fit_of(card.input_size if img_size is None else img_size, config)
         self.normalize = Normalize(_three(card.mean), _three(card.std))
 
     def __repr__(self) -> str:
@@ -301,10 +302,12 @@ class Detector:
         return (whole[0] > 0).cpu().numpy()
 
 
-def fit_of(img_size: int | Sequence[int]) -> Fit:
-    """Return the size that images are brought to: into a square of one number, or shorter and longer side."""
+def fit_of(img_size: int | Sequence[int], config: Any) -> Fit:
+    """Return the size that images are brought to: into a square of one number, or shorter and longer side; for a
+    network (``config``) that reads several maps in whole cells of the coarsest.
+    """
     sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    return Fit(min(sides), max(sides))
+    return Fit(min(sides), max(sides), CELL if hasattr(config, "levels") else 1)
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:

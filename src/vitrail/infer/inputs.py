@@ -156,7 +156,7 @@ def from_array(image: Tensor | np.ndarray[Any, Any]) -> Tensor:
     image that was normalised already, is a :class:`DataError`.
     """
     if isinstance(image, np.ndarray):
-        tensor = torch.from_numpy(np.ascontiguousarray(image)) if image.dtype == np.uint8 else None
+        tensor = torch.from_numpy(np.require(image, requirements=["C", "W"])) if image.dtype == np.uint8 else None
         tensor = tensor[..., None] if tensor is not None and tensor.ndim == 2 else tensor
         if tensor is None or tensor.ndim != 3 or tensor.shape[-1] not in (1, 3):
             raise DataError(

@@ -135,7 +135,7 @@ class DetectJob(SceneJob):
 
     def fit(self) -> Fit:
         """The size images are brought to."""
-        return fit_of(self.recipe.model.img_size)
+        return fit_of(self.recipe.model.img_size, config_of(self.recipe.model.name))
 
     def masks(self) -> bool:
         """Whether the network gives masks."""

@@ -86,6 +86,11 @@ class SegmentTask(Section):
     )
     dice: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the Dice loss beside cross entropy")
     auxiliary_weight: Annotated[float, Field(ge=0)] = Field(0.4, description="of the auxiliary head, if there is one")
+    answer: Literal["whole", "windows"] = Field(
+        "whole",
+        description="images are answered in one piece, or in windows of model.img_size that overlap by half: for "
+        "networks that must see no more than a crop",
+    )
 
 
 class SegmentRecipe(BaseRecipe):

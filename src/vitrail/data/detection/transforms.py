@@ -48,20 +48,28 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Fit:
-    """Resize, the ratio kept, so that the shorter side is ``shorter`` unless the longer one would pass ``longer``."""
+    """Resize, the ratio kept, so that the shorter side is ``shorter`` unless the longer one would pass ``longer``.
+
+    Sides are then brought to the next ``multiple``. Networks that read several maps know how much of each is padding in
+    whole cells only: a side that fills no whole cells would put a box a few pixels off.
+    """
 
     shorter: int
     longer: int
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.shorter <= self.longer:
             raise UsageError(f"expected 0 < shorter <= longer, got {self.shorter} and {self.longer}")
+        if self.multiple < 1:
+            raise UsageError(f"expected a multiple of at least 1, got {self.multiple}")
 
     def target(self, size: tuple[int, int], factor: float = 1.0) -> tuple[int, int]:
         """(H, W) of what comes out of an image of ``size``."""
         height, width = size
         scale = factor * min(self.shorter / min(height, width), self.longer / max(height, width))
-        return max(1, round(height * scale)), max(1, round(width * scale))
+        m = self.multiple
+        return max(m, m * round(height * scale / m)), max(m, m * round(width * scale / m))
 
     def __call__(self, drawn: Drawn, factor: float = 1.0) -> Drawn:
         return resized(drawn, self.target(drawn.size, factor))
