@@ -128,3 +128,10 @@ def test_median_frequency():
 def test_bad_options_are_refused(options):
     with pytest.raises(ValueError, match="expected"):
         Segment(K, **options)
+
+
+def test_windows_as_large_as_the_image_are_the_image():
+    model, one = Network().eval(), batch()
+    whole, windows = Segment(K).predict(model, one), Segment(K, window=(8, 10)).predict(model, one)
+    assert torch.equal(whole.confusion, windows.confusion)
+    torch.testing.assert_close(whole.nll, windows.nll)

@@ -102,7 +102,8 @@ def val(model: str, data: str | None, split: str | None, *, batch: int, device: 
         prepare=Whole(segmenter.normalize, segmenter.short_side),
         collate=CollateMasks(segmenter.window),
     )
-    task, target = Segment(len(classes)), pick_device(device)
+    window = segmenter.window if segmenter.in_windows else None
+    task, target = Segment(len(classes), window=window), pick_device(device)
     found = evaluate(task, segmenter.model, loader.epoch(0), device=target)
     details = found.accumulator.describe(classes.names)
     say(f"{words}: {found.metrics['count']:.0f} images, {len(classes)} classes\n")

@@ -20,6 +20,7 @@ from vitrail.errors import DataError, UsageError, VitrailError, require_known
 from vitrail.explain.geometry import pair
 from vitrail.explain.maps import scale01
 from vitrail.explain.pixels import pixel_activation
+from vitrail.nn.sliding import OVERLAP, answer, enlarged, slide
 from vitrail.weights.cards import Card
 
 from .explanation import Explanation
@@ -27,7 +28,6 @@ from .inputs import Images, Item, is_single, items_of
 from .network import Network, is_exported, open_network
 from .predictor import DTYPES, Precision, pick_device
 from .segmentation import SegmentationResult
-from .windows import answer, enlarged, slide
 
 How = Literal["auto", "whole", "windows"]
 _WHOLE = 4  # windows' worth of pixels up to which an image is answered in one piece
@@ -42,6 +42,7 @@ class Segmenter:
         classes: the class map.
         window: (h, w) of the network's input where an image is answered window by window.
         short_side: what the shorter side of an image is brought to before the network sees it; None: left as it is.
+        in_windows: whether images are answered window by window, whatever their size, as the network was measured.
     """
 
     def __init__(
@@ -66,20 +67,22 @@ class Segmenter:
             raise VitrailError(f"expected {count} classes as the model has, got {len(network.classes)} names")
         self.classes = network.classes or ClassMap.of([f"class {i}" for i in range(count)])
         self.short_side: int | None = network.extra.get("short_side")
+        self.in_windows = network.extra.get("answer") == "windows"
         self.normalize = normalize_of(self.card)
 
     def __repr__(self) -> str:
         return f"Segmenter({self.card.name}, {len(self.classes)} classes, windows {self.window[0]}x{self.window[1]})"
 
     def __call__(
-        self, images: Images, *, how: How = "auto", overlap: float = 0.25
+        self, images: Images, *, how: How = "auto", overlap: float = OVERLAP
     ) -> SegmentationResult | list[SegmentationResult]:
         """Answer ``images``; see :mod:`.inputs` for what they may be.
 
         Args:
             images: one or many.
             how: "whole": the image in one piece; "windows": piece by piece, logits averaged where pieces overlap;
-                "auto": whole up to four windows' worth of pixels.
+                "auto": as the run that trained the network measured it, and else whole up to four windows' worth of
+                pixels.
             overlap: of windows, as a share of their side, in 0..1 (without 1).
 
         Returns one result for one image, and a list for a folder, a glob, a list or a batch. An image that cannot be
@@ -88,7 +91,7 @@ class Segmenter:
         results = list(self.stream(images, how=how, overlap=overlap))
         return results[0] if is_single(images) else results
 
-    def stream(self, images: Images, *, how: How = "auto", overlap: float = 0.25) -> Iterator[SegmentationResult]:
+    def stream(self, images: Images, *, how: How = "auto", overlap: float = OVERLAP) -> Iterator[SegmentationResult]:
         """Yield results in order, one image at a time."""
         require_known([how], ("auto", "whole", "windows"), "way to answer")
         if not 0 <= overlap < 1:
@@ -112,12 +115,13 @@ class Segmenter:
         labels, scores = self.answer(image, how, overlap)
         return SegmentationResult(item.name, names, values, labels.numpy(), scores.numpy(), _read=item.read)
 
-    def answer(self, image: Tensor, how: How = "auto", overlap: float = 0.25) -> tuple[Tensor, Tensor]:
+    def answer(self, image: Tensor, how: How = "auto", overlap: float = OVERLAP) -> tuple[Tensor, Tensor]:
         """Image uint8 (3, H, W) -> (class indices uint8 (H, W), their probability float32 (H, W))."""
         size = (image.shape[1], image.shape[2])
         pixels = self._prepared(image)
         own = (pixels.shape[1], pixels.shape[2])
-        whole = how == "whole" or (how == "auto" and own[0] * own[1] <= _WHOLE * self.window[0] * self.window[1])
+        small = own[0] * own[1] <= _WHOLE * self.window[0] * self.window[1]
+        whole = how == "whole" or (how == "auto" and small and not self.in_windows)
         with torch.inference_mode():
             if whole and not self.fixed:
                 return answer(enlarged(self.model(pixels[None]).float()[0], size), size)

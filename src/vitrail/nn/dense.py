@@ -75,6 +75,52 @@ class PyramidPooling(nn.Module):
         return out
 
 
+class FuseLevels(ConvNorm):
+    """A 3x3 convolution over levels that are enlarged to the finest one and laid side by side; batch norm, ReLU.
+
+    The convolution is a sum over levels and over the nine places of the kernel, and at each place a product over the
+    channels, which may change places with enlarging: so the products of a coarse level run at its own size, a quarter,
+    a sixteenth or less of the work, and their results are enlarged and shifted. Enlarging is a matrix over rows and one
+    over columns, and shifting moves the rows of these, zeros coming in, as the convolution's padding is. The numbers
+    agree to rounding.
+
+    Args:
+        levels: how many.
+        channels: D, of each level and of the result.
+    """
+
+    def __init__(self, levels: int, channels: int) -> None:
+        super().__init__(levels * channels, channels, 3, conv=Conv2d, norm=nn.BatchNorm2d)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
+        """(B, D, h_i, w_i) of each level, the finest first -> (B, D, h_1, w_1)."""
+        parts = self.conv.weight.chunk(len(maps), dim=1)
+        size = grid_of(maps[0])
+        out = F.conv2d(maps[0], parts[0], padding=1)
+        for x, part in zip(maps[1:], parts[1:], strict=True):
+            out = out + _convolve_enlarged(x, part, size)
+        relu, _ = in_place(self)
+        return relu(self.norm(out))
+
+
+def _convolve_enlarged(x: Tensor, kernel: Tensor, size: Grid) -> Tensor:
+    """Return the 3x3 convolution of a map (B, C, h, w) that is enlarged to (H, W) first: (B, D, H, W)."""
+    batch, _, h, w = x.shape
+    channels = kernel.shape[0]
+    rows, columns = (_enlarging(n, to, x) for n, to in zip((h, w), size, strict=True))
+    products = F.conv2d(x, kernel.permute(0, 2, 3, 1).reshape(9 * channels, -1, 1, 1))
+    lines = products.reshape(batch, channels, 3, 3, h, w).transpose(3, 4).reshape(batch, channels, 3 * h, 3 * w)
+    return rows @ (lines @ columns.mT)
+
+
+def _enlarging(size: int, to: int, like: Tensor) -> Tensor:
+    """Return (to, 3 size): the matrix that enlarges a side, shifted for each of the three places of a kernel."""
+    eye = torch.eye(size, dtype=torch.float32, device=like.device)[None, None]
+    whole = F.interpolate(eye, size=(to, size), mode="bilinear", align_corners=False)[0, 0]
+    shifted = (F.pad(whole, (0, 0, 1, 0))[:to], whole, F.pad(whole, (0, 0, 0, 1))[1:])
+    return torch.cat(shifted, dim=1).to(like.dtype)
+
+
 class UPerDecoder(nn.Module):
     """UPerNet: pyramid pooling of the last map, a top-down path, all levels fused at the finest stride.
 
@@ -89,7 +135,7 @@ class UPerDecoder(nn.Module):
         self.pooling = PyramidPooling(in_chans[-1], channels, scales)
         self.laterals = nn.ModuleList(ConvNormReLU(width, channels, 1) for width in in_chans[:-1])
         self.outputs = nn.ModuleList(ConvNormReLU(channels, channels, 3) for _ in in_chans[:-1])
-        self.fuse = ConvNormReLU(len(in_chans) * channels, channels, 3)
+        self.fuse = FuseLevels(len(in_chans), channels)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """(B, C_i, h_i, w_i) of each level -> (B, D, h_1, w_1)."""
@@ -97,8 +143,7 @@ class UPerDecoder(nn.Module):
         for lateral, x in zip(reversed(self.laterals), reversed(maps[:-1]), strict=True):
             levels.append(lateral(x) + resize_map(levels[-1], grid_of(x)))
         refined = [output(x) for output, x in zip(self.outputs, reversed(levels[1:]), strict=True)]
-        size = grid_of(maps[0])
-        out: Tensor = self.fuse(torch.cat([resize_map(x, size) for x in (*refined, levels[0])], dim=1))
+        out: Tensor = self.fuse([*refined, levels[0]])
         return out
 
 

@@ -11,7 +11,7 @@ B batch, K classes, (h, w) logits, (H, W) masks; masks hold K or more where ther
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vitrail.metrics.segmentation import SegmentationMetrics, confusion_of
 from vitrail.nn.dense import resize_map
+from vitrail.nn.sliding import slide
 
 from .base import Losses
 from .classify import mean_of_kept
@@ -82,6 +83,7 @@ class Segment:
         class_weights: ArrayLike | None = None,
         label_smoothing: float = 0.0,
         dice: float = 0.0,
+        window: tuple[int, int] | None = None,
     ) -> None:
         """Set what is computed.
 
@@ -91,6 +93,8 @@ class Segment:
             class_weights: (K,), what a pixel of each class counts in the cross entropy.
             label_smoothing: in [0, 1), the share of each target spread evenly over all classes.
             dice: weight of the Dice loss, one minus the overlap of each class an image shows; 0: none.
+            window: (h, w): predict window by window (:mod:`vitrail.nn.sliding`), as large as the crops that were
+                trained on; None: images whole.
         """
         if num_classes < 2:
             raise ValueError(f"expected num_classes >= 2, got {num_classes}")
@@ -99,7 +103,7 @@ class Segment:
         if auxiliary_weight < 0 or dice < 0:
             raise ValueError(f"expected weights of at least 0, got {auxiliary_weight} and {dice}")
         self.num_classes, self.auxiliary_weight, self.dice = num_classes, auxiliary_weight, dice
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.window = label_smoothing, window
         self.class_weights = None
         if class_weights is not None:
             self.class_weights = torch.from_numpy(np.asarray(class_weights, dtype=np.float32))
@@ -140,9 +144,9 @@ class Segment:
     def predict(self, model: nn.Module, batch: MaskedImages) -> Segmentation:
         """Answer every pixel of the masks: logits are resized to each mask's size."""
         with torch.no_grad():
-            logits = model(batch.images).float()
+            answers: Iterable[Tensor] = self._logits(model, batch.images)
         found, nll = [], []
-        for one, mask in zip(logits, batch.masks, strict=True):
+        for one, mask in zip(answers, batch.masks, strict=True):
             whole = resize_map(one[None], _size(mask[None]))
             found.append(confusion_of(whole[0].argmax(0), mask, self.num_classes))
             target = mask.long()
@@ -150,6 +154,13 @@ class Segment:
             lost = F.cross_entropy(whole, target, ignore_index=NOTHING, reduction="sum")
             nll.append(lost / found[-1].sum().clamp_min(1))
         return Segmentation(torch.stack(found), torch.stack(nll))
+
+    def _logits(self, model: nn.Module, images: Tensor) -> Iterable[Tensor]:
+        """Return the logits (K, h, w) of each image."""
+        if self.window is None:
+            whole: Tensor = model(images).float()
+            return whole
+        return [torch.cat([band for _, band in slide(model, image, self.window)], dim=1) for image in images]
 
     def metrics(self) -> SegmentMetrics:
         """Return a fresh accumulator over K classes."""

@@ -57,6 +57,7 @@ class SegmentJob(SceneJob):
             class_weights=weights,
             label_smoothing=float(self.recipe.train.label_smoothing),
             dice=s.dice,
+            window=card.input_size if s.answer == "windows" else None,
         )
 
     def train_batches(self, card: Card, device: torch.device, part: tuple[int, int]) -> SampleLoader:
@@ -115,5 +116,5 @@ class SegmentJob(SceneJob):
         return draw_answers(segmenter, self.splits.parts()[name], folder / f"answers_{name}.png", title=title)
 
     def kept(self) -> dict[str, Any]:
-        """What images are brought to before the network sees them."""
-        return {"short_side": self._short_side}
+        """What images are brought to before the network sees them, and whether it sees them whole."""
+        return {"short_side": self._short_side, "answer": self.recipe.segment.answer}

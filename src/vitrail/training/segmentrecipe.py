@@ -35,12 +35,14 @@ from .scenerecipe import (
 
 CPU = Usual(
     batch=16,
-    seen=40_000,
+    seen=16_000,
     epochs=(5, 200),
     optimizer="muon",
     lr=3e-3,
     weight_decay=0.05,
-    basis="what learned fastest on CamVid from scratch",
+    basis="what served CamVid from scratch",
+    longest=2.0,
+    evaluations=8,
 )
 GPU = Usual(
     batch=16,
@@ -86,6 +88,11 @@ class SegmentTask(Section):
     )
     dice: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the Dice loss beside cross entropy")
     auxiliary_weight: Annotated[float, Field(ge=0)] = Field(0.4, description="of the auxiliary head, if there is one")
+    answer: Literal["whole", "windows"] = Field(
+        "whole",
+        description="images are answered in one piece, or in windows of model.img_size that overlap by half: for "
+        "networks that must see no more than a crop",
+    )
 
 
 class SegmentRecipe(BaseRecipe):

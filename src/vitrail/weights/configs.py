@@ -53,12 +53,14 @@ def name_of(config: Any) -> str:
     """Return the variant that a config is, whatever its image size, channels, classes and rates; "" if it is none."""
     near = [n for n in variants() if is_variant(n, config)]
     if not reads_text(config):
-        near.sort(key=lambda n: (variants()[n].img_size != config.img_size, _init(variants()[n]) != _init(config)))
+        near.sort(key=lambda n: _strange(variants()[n], config))
     return near[0] if near else ""
 
 
-def _init(config: Any) -> Any:
-    return getattr(getattr(config, "numerics", None), "init", None)
+def _strange(known: Any, config: Any) -> tuple[bool, ...]:
+    """Return what of a variant of the same sizes is otherwise in a config, what counts most first."""
+    init = [getattr(getattr(c, "numerics", None), "init", None) for c in (known, config)]
+    return known.img_size != config.img_size, known.in_chans != config.in_chans, init[0] != init[1]
 
 
 def is_variant(name: str, config: Any) -> bool:

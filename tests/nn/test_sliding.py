@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitrail.infer.windows import answer, enlarged, slide, starts
+from vitrail.nn.sliding import answer, enlarged, slide, starts
 
 
 def network(images):

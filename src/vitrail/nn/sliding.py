@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitrail.nn.dense import resize_map
+from .dense import resize_map
 
 Size = tuple[int, int]
 Network = Callable[[Tensor], Tensor]
 """Images (B, 3, h, w) -> logits (B, K, h', w') at any stride."""
+OVERLAP = 0.5
+"""Of windows: the share of a side that a neighbour covers too."""
 _ROWS = 128  # of the answer that are resized at once
 
 
@@ -33,7 +35,7 @@ def starts(length: int, window: int, overlap: float) -> list[int]:
 
 
 def slide(
-    network: Network, image: Tensor, window: Size, *, overlap: float = 0.25, batch: int = 4
+    network: Network, image: Tensor, window: Size, *, overlap: float = OVERLAP, batch: int = 4
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (first row, logits (K, rows, W)) of finished bands, from the top of the image to its end.
 
