@@ -35,9 +35,8 @@ MOST_WEIGHTS = 2**26  # of such a matrix: 256 MiB in float32
 class Points(NamedTuple):
     """Where queries look, and what each point counts.
 
-    Attributes:
-        places: (B, Q, H, L, P, 2), x and y relative to the padded image; may lie outside.
-        weights: (B, Q, H, L, P), which add up to 1 over levels and points.
+    ``places`` (B, Q, H, L, P, 2): x and y relative to the padded image; may lie outside. ``weights`` (B, Q, H, L, P),
+    which add up to 1 over levels and points.
     """
 
     places: Tensor
