@@ -144,3 +144,12 @@ def test_options_are_checked():
     plain, several = network("test_detr").config, network().config
     assert fit_of((800, 1333), plain).target((480, 640)) == (800, 1067)
     assert fit_of(320, several).target((480, 640)) == (256, 320)
+
+
+def test_a_network_with_masks_may_find_nothing():
+    torch.manual_seed(0)
+    model = create_model("test_detr_masks")
+    torch.nn.init.constant_(model.head.bias[-1:], 50.0)  # "no object" everywhere
+    card = Card(name="test_detr_masks", input_size=(64, 64))
+    found = Detector(model, card, device="cpu")(torch.rand(3, 50, 70))
+    assert (found.boxes_xyxy.shape, found.masks.shape) == ((0, 4), (0, 50, 70))

@@ -296,6 +296,8 @@ class Detector:
         logits, _ = found.layer(-1)
         score = logits[row].softmax(-1)[:, :-1].amax(-1) if self.background else logits[row].sigmoid().amax(-1)
         query = score.argsort(descending=True, stable=True)[: len(chosen)][chosen[: len(score)]]
+        if not len(query):  # interpolation refuses nothing
+            return np.zeros((0, *size), dtype=np.bool_)
         padded = nn.functional.interpolate(found.masks[row, query][None], images.shape[-2:], mode="bilinear")
         height, width = self.target(size)
         whole = nn.functional.interpolate(padded[:, :, :height, :width], size, mode="bilinear")
