@@ -35,9 +35,9 @@ def test_predict_writes_pictures_and_before_and_after(vitrail, run, tmp_path):
     waves(1, side=30).save(tmp_path / "x.png")
     waves(2, side=21).save(tmp_path / "a" / "x.png")
     told = vitrail("predict", run, tmp_path / "x.png", tmp_path / "a", "--out", tmp_path / "out", "--json").json
-    sizes = [size(found["file"]) for found in told["results"]]
+    sizes = [size(found["file"]) for found in told["predictions"]]
     assert sizes == [(60, 60), (42, 42)]
-    assert [found["width_height"] for found in told["results"]] == [[60, 60], [42, 42]]
+    assert [found["width_height"] for found in told["predictions"]] == [[60, 60], [42, 42]]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "x-2.png", "x-2_before_after.png", "x.png", "x_before_after.png",
     ]  # fmt: skip
@@ -47,7 +47,7 @@ def test_predict_keeps_sixteen_bits_and_cuts_tiles(vitrail, run, tmp_path):
     picture = (np.array(waves(3, side=50)).astype(np.uint16) * 257)[:, :44]
     save_picture(tmp_path / "deep.tif", picture)
     ran = vitrail("predict", run, tmp_path / "deep.tif", "--out", tmp_path, "--tile", "32", "--json")
-    found = ran.json["results"][0]
+    found = ran.json["predictions"][0]
     assert found["bits"] == 16
     assert found["tiles"] > 1
     assert found["tile"] == 32
@@ -59,7 +59,7 @@ def test_predict_tells_of_pictures_it_cannot_use(vitrail, run, tmp_path):
     waves(1, side=30).save(tmp_path / "good.png")
     ran = vitrail("predict", run, tmp_path / "bad.png", tmp_path / "good.png", "--out", tmp_path / "out", "--json")
     assert ran.code == 3
-    assert [found["error"] is None for found in ran.json["results"]] == [False, True]
+    assert [found["error"] is None for found in ran.json["predictions"]] == [False, True]
 
 
 @pytest.mark.parametrize("option", ["--threshold=0.5", "--img-size=32", "--top=3", "--tile=9"])
@@ -90,7 +90,7 @@ def test_val_measures_the_held_out_part_and_any_set_beside_bicubic(vitrail, run,
 def test_explain_draws_what_a_patch_was_made_from(vitrail, run, tmp_path):
     waves(1, side=40).save(tmp_path / "x.png")
     ran = vitrail("explain", run, tmp_path / "x.png", "--at", "12,20", "--out", tmp_path, "--json")
-    found = ran.json["results"][0]
+    found = ran.json["explanations"][0]
     assert 0 < found["diffusion_index"] < 100
     assert size(found["file"])[0] > 300
     assert vitrail("explain", run, tmp_path / "x.png", "--at", "50,20", "--out", tmp_path).code == 2

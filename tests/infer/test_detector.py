@@ -15,6 +15,7 @@ from vitrail.errors import DataError, UsageError
 from vitrail.infer.detector import Detector, fit_of, load_detector, results_to_coco
 from vitrail.infer.looking import draw_looking, looking
 from vitrail.models import create_model
+from vitrail.nn.detection import Detections
 from vitrail.weights import Card, save_folder
 
 CLASSES = ClassMap(("cat", "dog", "bird"), (3, 7, 90))
@@ -87,7 +88,7 @@ def test_what_cannot_be_read_is_an_answer_too(detector, pictures, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     results = detector([tmp_path / "bad.png", pictures / "1.png"])
     assert [r.ok for r in results] == [False, True]
-    assert results[0].to_json()["reason"] == "not_an_image"
+    assert results[0].to_json()["error"]["reason"] == "not_an_image"
     with pytest.raises(DataError, match="expected an image to draw"):
         results[0].plot()
 
@@ -133,6 +134,32 @@ def test_masks_come_at_the_size_of_the_image(pictures):
     result = own(pictures / "2.png")
     assert result.masks.shape == (len(result), 70, 30)
     assert result.plot().height >= 70
+
+
+@pytest.mark.parametrize("nms", [None, 0.3])
+def test_a_mask_is_that_of_the_query_that_gave_the_box(nms):
+    """A network whose masks say which query they are of: row by row the mask and the box are of one query."""
+
+    class Told(torch.nn.Module):
+        config = network("test_detr_masks").config
+
+        def forward(self, images, keep):
+            torch.manual_seed(3)
+            boxes = torch.rand(6, 4) * 0.1 + torch.tensor([0.4, 0.4, 0.3, 0.3])
+            masks = torch.full((6, 6, 8), -1.0)
+            masks[torch.arange(6), :, torch.arange(6)] = 1.0  # a column of its own
+            logits = torch.randn(6, self.config.num_classes + 1)
+            return Detections(logits[None, None], boxes[None, None], masks=masks[None])
+
+    model = Told()
+    own = Detector(model, Card(name="test_detr_masks", input_size=(60, 80)), device="cpu", threshold=0.0, nms=nms)
+    found = own(torch.zeros(3, 60, 80))
+    said = model(None, None)
+    assert 0 < len(found) <= 6
+    for box, mask in zip(found.boxes_xyxy, found.masks, strict=True):
+        query = int(np.flatnonzero(mask.any(0)).mean() // 10)
+        centre = said.boxes_cxcywh01[0, 0, query, :2].numpy() * [80, 60]
+        np.testing.assert_allclose([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2], centre, atol=1e-3)
 
 
 def test_options_are_checked():

@@ -244,8 +244,9 @@ def test_answers_come_in_pixels_of_the_users_image_best_first() -> None:
     logits = torch.full((1, 1, 3, CLASSES), -5.0)
     logits[0, 0, 1, 2], logits[0, 0, 2, 0], logits[0, 0, 2, 4] = 3.0, 1.0, 2.0
     found = Detections(logits, torch.tensor([[[[0.5, 0.5, 1, 1], [0.5, 0.5, 0.5, 0.5], [0.25, 0.75, 0.5, 0.5]]]]))
-    boxes, scores, labels = answers(found, torch.tensor([[100, 200]]), background=False, top=3)
+    boxes, scores, labels, queries = answers(found, torch.tensor([[100, 200]]), background=False, top=3)
     assert labels.tolist() == [[2, 4, 0]]
+    assert queries.tolist() == [[1, 2, 2]]
     assert scores[0].tolist() == pytest.approx(torch.tensor([3.0, 2.0, 1.0]).sigmoid().tolist())
     assert boxes[0].tolist() == [[50, 25, 150, 75], [0, 50, 100, 100], [0, 50, 100, 100]]
 
@@ -256,18 +257,21 @@ def test_a_second_answer_of_one_class_is_left_out_where_that_is_asked_for() -> N
     for query, (label, value) in enumerate([(1, 3.0), (1, 2.0), (1, 1.0), (2, 0.5)]):
         logits[0, 0, query, label] = value
     found = Detections(logits, boxes[None, None])
-    _, scores, labels = answers(found, torch.tensor([[100, 100]]), background=False, top=4, nms=0.7)
+    _, scores, labels, queries = answers(found, torch.tensor([[100, 100]]), background=False, top=4, nms=0.7)
     expected = [*torch.tensor([3.0, 1.0, 0.5]).sigmoid().tolist(), 0.0]
     assert scores[0].tolist() == pytest.approx(expected)
     assert labels[0].tolist() == [1, 1, 2, 1]
+    assert queries[0].tolist() == [0, 2, 3, 1]
 
 
 def test_no_object_is_no_answer() -> None:
     logits = torch.zeros(1, 1, 2, CLASSES + 1)
     logits[0, 0, 0, -1] = 9.0
     logits[0, 0, 1, 3] = 2.0
-    _, scores, labels = answers(Detections(logits, torch.rand(1, 1, 2, 4)), torch.tensor([[10, 10]]), background=True)
-    assert labels[0, 0] == 3
+    _, scores, labels, queries = answers(
+        Detections(logits, torch.rand(1, 1, 2, 4)), torch.tensor([[10, 10]]), background=True
+    )
+    assert (int(labels[0, 0]), int(queries[0, 0])) == (3, 1)
     assert scores.shape == (1, 2)
     assert float(scores[0, 0]) == pytest.approx(float(logits[0, 0, 1].softmax(0)[3]))
 

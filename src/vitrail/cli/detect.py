@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import DataError, UsageError
 
+from .answers import ExplainOptions, PredictOptions, ValOptions, free_stem, give_predictions, refuse_options
 from .console import partial_result, result, say, table
 from .heldout import SPLITS, recipe_of, same_source
 from .settings import parse_size
@@ -30,58 +31,35 @@ FIGURES = {
 }
 
 
-def predict(
-    model: str,
-    images: list[str],
-    *,
-    out: Path | None,
-    threshold: float | None,
-    tile: int | None,
-    csv: Path | None,
-    img_size: str | None,
-    batch: int,
-    device: str,
-    as_json: bool,
-) -> None:
+def predict(model: str, images: list[str], options: PredictOptions) -> None:
     """Find objects; with ``out`` write a picture an image and ``detections.json`` in COCO's form."""
     from vitrail.infer.detector import results_to_coco
 
-    for name, value in (("tile", tile), ("csv", csv)):
-        if value is not None:
-            raise UsageError(f"--{name} has no effect on {model}, which finds objects; mend: leave it out")
-    detector = open_detector(model, device=device, batch=batch, img_size=img_size, threshold=threshold)
+    refuse_options(model, "finds objects", tile=options.tile, csv=options.csv)
+    detector = open_detector(
+        model,
+        device=options.device,
+        batch=options.batch,
+        img_size=options.img_size,
+        threshold=options.threshold,
+    )
+    out = options.out
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    found: list[DetectionResult] = []
+    found, taken = list["DetectionResult"](), set[str]()
     pictures: list[Path] = []
     for answer in detector.stream(images):
         found.append(answer)
         if out is not None and answer.ok:
-            path = _free(out / f"{Path(answer.name).stem}.png", pictures)
-            answer.plot(path)
-            pictures.append(path)
+            pictures.append(out / f"{free_stem(answer.name, taken)}.png")
+            answer.plot(pictures[-1])
     _show(found)
     files: dict[str, Any] = {}
     if out is not None:
         results_to_coco(found, detector.classes, out / "detections.json")
         files = {"pictures": pictures, "coco": out / "detections.json"}
         say(f"wrote {len(pictures)} pictures and detections.json to {out.resolve()}")
-    broken = [answer for answer in found if not answer.ok]
-    predictions = [answer.to_json() for answer in found]
-    if broken:
-        error = DataError(
-            f"{len(broken)} of {len(found)} images could not be used, the first: {broken[0].name}: {broken[0].error}"
-        )
-        partial_result("predict", as_json, error, predictions=predictions, **files)
-    result("predict", as_json, predictions=predictions, **files)
-
-
-def _free(path: Path, taken: list[Path]) -> Path:
-    """Return a path that no picture has yet: images of two folders may share a name."""
-    number, found = 2, path
-    while found in taken:
-        found, number = path.with_stem(f"{path.stem}-{number}"), number + 1
-    return found
+    give_predictions(found, [answer.to_json() for answer in found], options.as_json, **files)
 
 
 def _show(found: list[DetectionResult]) -> None:
@@ -147,7 +125,7 @@ def held_out_boxes(model: str, data: str | None, split: str | None) -> HeldOutBo
     return HeldOutBoxes(parts[name], source, name, f"the {name} split of {source}")
 
 
-def val(model: str, data: str | None, split: str | None, *, batch: int, device: str, as_json: bool) -> None:
+def val(model: str, options: ValOptions) -> None:
     """Measure a detector: COCO's figures, and a row a class."""
     from vitrail.infer.detector import fit_of
     from vitrail.infer.network import open_network
@@ -157,12 +135,12 @@ def val(model: str, data: str | None, split: str | None, *, batch: int, device: 
     from vitrail.training.detectjob import measuring_loader
 
     network = open_network(existing(model))
-    chosen = held_out_boxes(model, data, split)
+    chosen = held_out_boxes(model, options.data, options.split)
     images = chosen.images
     if network.classes is not None:
         network.classes.require_equal(images.classes, mine="the model", theirs=chosen.source)
-    target = pick_device(device)
-    size = min(batch, len(images), 32)
+    target = pick_device(options.device)
+    size = min(options.batch, len(images), 32)
     loader = measuring_loader(images, network.card, fit_of(network.card.input_size, network.config), size, 0)
     loss = "ce" if network.config.background else "varifocal"
     task = create_detect(len(images.classes), network.config, loss=loss, nms=network.extra.get("nms"))
@@ -174,7 +152,7 @@ def val(model: str, data: str | None, split: str | None, *, batch: int, device: 
         say(f"  {loader.problems[0].name}: {loader.problems[0].message}")
     result(
         "val",
-        as_json,
+        options.as_json,
         model=model,
         data=chosen.source,
         split=chosen.split,
@@ -204,38 +182,28 @@ def _percent(value: float | None) -> str:
     return "-" if value is None or value != value else f"{value:.2%}"
 
 
-def explain(
-    model: str,
-    images: list[str],
-    *,
-    at: tuple[float, float] | None,
-    data: str | None,
-    out: Path | None,
-    device: str,
-    as_json: bool,
-) -> None:
+def explain(model: str, images: list[str], options: ExplainOptions) -> None:
     """Draw what the query of the surest answer, or of the one at a pixel, read from the image."""
     from vitrail.infer.looking import draw_looking
 
-    detector = open_detector(model, device=device, batch=1)
-    folder = out or (Path(model) / "explain" if Path(model).is_dir() else Path("explain"))
-    folder.mkdir(parents=True, exist_ok=True)
+    detector = open_detector(model, device=options.device, batch=1)
+    folder = options.folder(model)
     if images:
         from vitrail.infer.inputs import items_of
 
-        if data is not None:
+        if options.data is not None:
             raise UsageError("--data has no effect beside images; mend: leave one out")
         items = [(item.name, item.read()) for item in items_of(images)]
     else:
-        chosen = held_out_boxes(model, data, None).images
+        chosen = held_out_boxes(model, options.data, None).images
         items = [(chosen.name(i), chosen.read(i).image) for i in range(min(SAMPLES, len(chosen)))]
     drawn = []
     for number, (name, pixels) in enumerate(items):
         path = folder / f"query-{number}-{Path(name).stem.replace('#', '-')}.png"
-        told = draw_looking(detector, pixels, at, path)
+        told = draw_looking(detector, pixels, options.at, path)
         drawn.append({"image": name, "picture": path, **told})
         say(path)
-    result("explain", as_json, explanations=drawn, pictures=[one["picture"] for one in drawn])
+    result("explain", options.as_json, explanations=drawn, pictures=[one["picture"] for one in drawn])
 
 
 def check(source: str, csv: Path | None, as_json: bool) -> None:

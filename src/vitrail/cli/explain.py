@@ -10,7 +10,7 @@ import typer
 
 from vitrail.errors import DataError, UsageError, require_known
 
-from .answers import parse_point, refuse_options, verbs_of
+from .answers import ExplainOptions, parse_point, refuse_options, verbs_of
 from .console import Json, partial_result, result, say
 from .heldout import held_out, recipe_of
 from .source import open_predictor
@@ -97,8 +97,7 @@ def explain(
         return align(model, images, out=out, device=device, as_json=as_json)
     if (verbs := verbs_of(model)) is not None:
         refuse_options(model, "does not classify", method=method, figures=figures, per_head=per_head)
-        known: dict[str, Any] = {"at": parse_point(at), "data": data, "out": out}
-        return verbs.explain(model, images, **known, device=device, as_json=as_json)
+        return verbs.explain(model, images, ExplainOptions(parse_point(at), data, out, device, as_json))
     refuse_options(model, "gives one answer an image", at=at)
     _require_sense(images, method, per_head, figures, data)
     predictor = open_predictor(model, device=device)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from vitrail.errors import DataError, UsageError
 
-from .answers import refuse_options, verbs_of
+from .answers import PredictOptions, refuse_options, verbs_of
 from .console import Json, partial_result, result, say, table
 from .source import open_predictor
 from .translate import reads_text, refuse, translate
@@ -53,8 +53,8 @@ def predict(
         _require_folder_of(csv)
     if verbs is not None:
         refuse_options(model, "gives no list of classes", top=top)
-        known: dict[str, Any] = {"out": out, "threshold": threshold, "tile": tile, "csv": csv, "img_size": img_size}
-        return verbs.predict(model, images, **known, batch=batch, device=device, as_json=as_json)
+        options = PredictOptions(out, threshold, tile, csv, img_size, batch, device, as_json)
+        return verbs.predict(model, images, options)
     refuse_options(model, "classifies", out=out, threshold=threshold, tile=tile)
     _classify(model, images, top=top or 3, csv=csv, device=device, batch=batch, img_size=img_size, as_json=as_json)
 

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import UsageError
 
-from .answers import refuse_options
-from .console import partial_result, result, say, table
+from .answers import ExplainOptions, PredictOptions, ValOptions, free_stem, give_predictions, refuse_options
+from .console import result, say, table
 from .source import existing
 
 if TYPE_CHECKING:
@@ -28,28 +28,16 @@ def _open(model: str, device: str, tile: int | None = None) -> Restorer:
     return load_restorer(existing(model), device=device, tile=tile)
 
 
-def predict(
-    model: str,
-    images: list[str],
-    *,
-    out: Path | None,
-    threshold: float | None,
-    tile: int | None,
-    csv: Path | None,
-    img_size: str | None,
-    batch: int,
-    device: str,
-    as_json: bool,
-) -> None:
+def predict(model: str, images: list[str], options: PredictOptions) -> None:
     """Restore images into ``out`` (default: ``restored/``), each with a picture of before and after."""
-    refuse_options(model, WHAT, threshold=threshold, csv=csv, img_size=img_size)
-    restorer = _open(model, device, tile)
-    folder = out or Path("restored")
+    refuse_options(model, WHAT, threshold=options.threshold, csv=options.csv, img_size=options.img_size)
+    restorer = _open(model, options.device, options.tile)
+    folder = options.out or Path("restored")
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[list[str]] = []
-    found: list[dict[str, Any]] = []
-    taken: set[str] = set()
+    found, answers, taken = list[dict[str, Any]](), list["RestorationResult"](), set[str]()
     for answer in restorer.stream(images):
+        answers.append(answer)
         told = answer.to_json()
         if answer.ok:
             told |= _write(answer, folder, taken)
@@ -59,33 +47,25 @@ def predict(
             rows.append([answer.name, "error", "", str(answer.error)])
         found.append(told)
     table(["image", "size", "tiles", "file"], rows, right=["tiles"])
-    faults = [f for f in found if f["error"] is not None]
-    if faults:
-        error = DataError(f"{len(faults)} of {len(found)} images could not be used: {faults[0]['error']['message']}")
-        partial_result("predict", as_json, error, results=found)
-    result("predict", as_json, results=found)
+    give_predictions(answers, found, options.as_json)
 
 
 def _write(answer: RestorationResult, folder: Path, taken: set[str]) -> dict[str, str]:
     """Write the picture, and before and after; return their files. Equal names get a number."""
-    name = Path(answer.name)
-    stem, number = name.stem.replace(" ", "_"), 2
-    while stem in taken:
-        stem, number = f"{name.stem}-{number}", number + 1
-    taken.add(stem)
-    ending = ".tif" if name.suffix.lower() in (".tif", ".tiff") else ".png"
+    stem = free_stem(answer.name, taken)
+    ending = ".tif" if Path(answer.name).suffix.lower() in (".tif", ".tiff") else ".png"
     shown = folder / f"{stem}_before_after.png"
     answer.plot(shown)
     return {"file": str(answer.save(folder / f"{stem}{ending}")), "before_after": str(shown)}
 
 
-def val(model: str, data: str | None, split: str | None, *, batch: int, device: str, as_json: bool) -> None:
+def val(model: str, options: ValOptions) -> None:
     """Measure PSNR and SSIM on each test set, beside the pictures that came in."""
     from vitrail.infer.testsets import measure_set
 
-    restorer = _open(model, device)
+    restorer = _open(model, options.device)
     found = []
-    for name, photos in _sets(model, restorer, data, split).items():
+    for name, photos in _sets(model, restorer, options.data, options.split).items():
         found.append(measure_set(restorer, name, photos, told=lambda text: say(text, stream=sys.stderr)))
         for fault in found[-1].faults:
             say(f"left out: {fault}", stream=sys.stderr)
@@ -98,7 +78,7 @@ def val(model: str, data: str | None, split: str | None, *, batch: int, device: 
     border, channel = restorer.measure
     said = "luminance (BT.601)" if channel == "y" else "all channels"
     say(f"PSNR in dB and SSIM of {said} in 8 bits, {border} pixels cut off at the border; means over pictures")
-    result("val", as_json, sets=found, border=border, channel=channel)
+    result("val", options.as_json, sets=found, border=border, channel=channel)
 
 
 def _sets(model: str, restorer: Restorer, data: str | None, split: str | None) -> dict[str, Photos]:
@@ -141,35 +121,25 @@ def _degradation(model: str, restorer: Restorer) -> Degradation:
     return found
 
 
-def explain(
-    model: str,
-    images: list[str],
-    *,
-    at: tuple[float, float] | None,
-    data: str | None,
-    out: Path | None,
-    device: str,
-    as_json: bool,
-) -> None:
+def explain(model: str, images: list[str], options: ExplainOptions) -> None:
     """Draw which pixels a restored patch was made from; the patch around ``at``, or the one of most contrast."""
     from vitrail.infer.inputs import items_of
 
-    refuse_options(model, WHAT, data=data)
+    refuse_options(model, WHAT, data=options.data)
     if not images:
         raise UsageError("expected images to explain, got none; mend: vitrail explain RUN IMAGE...")
-    restorer = _open(model, device)
-    folder = out or (Path(model) / "explain" if Path(model).is_dir() else Path("explain"))
-    folder.mkdir(parents=True, exist_ok=True)
+    restorer = _open(model, options.device)
+    folder = options.folder(model)
     found = []
     for item in items_of(images):
         path = folder / f"{Path(item.name).stem}_attribution.png"
-        attribution = attribute(restorer, item.read(), at)
+        attribution = attribute(restorer, item.read(), options.at)
         attribution.plot(str(path))
         words = f"diffusion index {attribution.diffusion:.1f}, half within {attribution.half:.0f} pixels"
         say(f"{item.name}: {words}: {path}")
         told = {"name": item.name, "diffusion_index": attribution.diffusion, "half_within": attribution.half}
         found.append({**told, "file": str(path)})
-    result("explain", as_json, results=found)
+    result("explain", options.as_json, explanations=found)
 
 
 def attribute(restorer: Restorer, picture: Any, at: tuple[float, float] | None) -> Any:

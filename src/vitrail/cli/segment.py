@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrail.errors import DataError, UsageError
+from vitrail.errors import UsageError
 
-from .answers import refuse_options
-from .console import partial_result, result, say, table
+from .answers import ExplainOptions, PredictOptions, ValOptions, free_stem, give_predictions, refuse_options
+from .console import result, say, table
 from .source import existing
 
 if TYPE_CHECKING:
@@ -34,24 +34,13 @@ def open_segmenter(model: str, *, device: str, batch: int = 4, img_size: str | N
     )
 
 
-def predict(
-    model: str,
-    images: list[str],
-    *,
-    out: Path | None,
-    threshold: float | None,
-    tile: int | None,
-    csv: Path | None,
-    img_size: str | None,
-    batch: int,
-    device: str,
-    as_json: bool,
-) -> None:
+def predict(model: str, images: list[str], options: PredictOptions) -> None:
     """Answer every pixel of images; ``--out`` gets a mask and a picture of each, ``--csv`` the share of each class."""
     from vitrail.infer import results_to_csv, table_rows
 
-    refuse_options(model, "answers every pixel with a class", threshold=threshold, tile=tile)
-    segmenter = open_segmenter(model, device=device, batch=min(batch, 4), img_size=img_size)
+    refuse_options(model, "answers every pixel with a class", threshold=options.threshold, tile=options.tile)
+    out = options.out
+    segmenter = open_segmenter(model, device=options.device, batch=min(options.batch, 4), img_size=options.img_size)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     found, written, taken = [], list[dict[str, Any]](), set[str]()
@@ -59,33 +48,25 @@ def predict(
         files = _save(answer, out, taken) if out is not None and answer.ok else {}
         written.append({**answer.to_json(), **files})
         found.append(answer)
-    if csv is not None:
-        results_to_csv(found, csv)
+    if options.csv is not None:
+        results_to_csv(found, options.csv)
     heads, rows = table_rows(found, top=3)
     table(heads, rows)
     if out is not None:
         say(f"\nmasks and pictures: {out.resolve()}")
-    broken = [answer for answer in found if not answer.ok]
-    if broken:
-        words = f"{len(broken)} of {len(found)} images could not be used, the first: {broken[0].name}"
-        partial_result("predict", as_json, DataError(f"{words}: {broken[0].error}"), predictions=written)
-    result("predict", as_json, predictions=written)
+    give_predictions(found, written, options.as_json)
 
 
 def _save(answer: Any, out: Path, taken: set[str]) -> dict[str, str]:
     """Write ``NAME.png`` (the mask) and ``NAME-overlay.png``; return their paths."""
-    stem, number = Path(answer.name).stem, 1
-    while stem in taken:
-        number += 1
-        stem = f"{Path(answer.name).stem}-{number}"
-    taken.add(stem)
+    stem = free_stem(answer.name, taken)
     mask, picture = out / f"{stem}.png", out / f"{stem}-overlay.png"
     answer.save_mask(mask)
     answer.plot(picture)
     return {"mask": str(mask.resolve()), "overlay": str(picture.resolve())}
 
 
-def val(model: str, data: str | None, split: str | None, *, batch: int, device: str, as_json: bool) -> None:
+def val(model: str, options: ValOptions) -> None:
     """Measure on held-out images: a table of the classes, the mean IoU."""
     from vitrail.data.maskcrops import CollateMasks, Whole
     from vitrail.data.samples import SampleLoader
@@ -93,8 +74,8 @@ def val(model: str, data: str | None, split: str | None, *, batch: int, device: 
     from vitrail.tasks.evaluate import evaluate
     from vitrail.tasks.segment import Segment
 
-    segmenter = open_segmenter(model, device=device)
-    samples, classes, words = held_out(model, data, split)
+    segmenter = open_segmenter(model, device=options.device)
+    samples, classes, words = held_out(model, options.data, options.split)
     segmenter.classes.require_equal(classes, mine="the model", theirs=words)
     loader = SampleLoader(
         samples,
@@ -103,7 +84,7 @@ def val(model: str, data: str | None, split: str | None, *, batch: int, device: 
         collate=CollateMasks(segmenter.window),
     )
     window = segmenter.window if segmenter.in_windows else None
-    task, target = Segment(len(classes), window=window), pick_device(device)
+    task, target = Segment(len(classes), window=window), pick_device(options.device)
     found = evaluate(task, segmenter.model, loader.epoch(0), device=target)
     details = found.accumulator.describe(classes.names)
     say(f"{words}: {found.metrics['count']:.0f} images, {len(classes)} classes\n")
@@ -116,7 +97,7 @@ def val(model: str, data: str | None, split: str | None, *, batch: int, device: 
         say(f"\n{len(loader.problems)} images could not be read and are not in these figures, the first:")
         say(f"  {loader.problems[0].name}: {loader.problems[0].message}")
     unreadable = [vars(problem) for problem in loader.problems]
-    result("val", as_json, model=model, data=words, metrics=found.metrics, unreadable=unreadable, **details)
+    result("val", options.as_json, model=model, data=words, metrics=found.metrics, unreadable=unreadable, **details)
 
 
 def _show_classes(per_class: list[dict[str, Any]]) -> None:
@@ -167,26 +148,16 @@ def held_out(model: str, data: str | None, split: str | None) -> tuple[Samples, 
     return parts[name], classes, f"the {name} split of {source}"
 
 
-def explain(
-    model: str,
-    images: list[str],
-    *,
-    at: tuple[float, float] | None,
-    data: str | None,
-    out: Path | None,
-    device: str,
-    as_json: bool,
-) -> None:
+def explain(model: str, images: list[str], options: ExplainOptions) -> None:
     """Draw what the answer at a pixel, or of the commonest class, was read from (Grad-CAM of the deepest map)."""
-    if images and data is not None:
+    if images and options.data is not None:
         raise UsageError("--data has no effect beside images; mend: leave one out")
-    segmenter = open_segmenter(model, device=device)
-    folder = out or (Path(model) / "explain" if Path(model).is_dir() else Path("explain"))
+    segmenter = open_segmenter(model, device=options.device)
+    folder, at = options.folder(model), options.at
     pictures: list[tuple[str, Any]] = [(path, Path(path)) for path in images]
     if not images:
-        samples, _, _ = held_out(model, data, None)
+        samples, _, _ = held_out(model, options.data, None)
         pictures = [(f"{i}.png", samples.read(i).image) for i in range(min(4, len(samples)))]
-    folder.mkdir(parents=True, exist_ok=True)
     drawn: list[dict[str, Any]] = []
     for name, image in pictures:
         found = segmenter.explain(image, at=at)
@@ -195,4 +166,4 @@ def explain(
         found.plot(path)
         say(f"{path}  {found.label}, {found.score:.1%}")
         drawn.append({**found.to_json(), "name": name, "pictures": [path]})
-    result("explain", as_json, pictures=[path for one in drawn for path in one["pictures"]], explanations=drawn)
+    result("explain", options.as_json, pictures=[path for one in drawn for path in one["pictures"]], explanations=drawn)

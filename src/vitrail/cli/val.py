@@ -8,7 +8,7 @@ import typer
 
 from vitrail.errors import DataError
 
-from .answers import refuse_options, verbs_of
+from .answers import ValOptions, refuse_options, verbs_of
 from .console import Json, result, say, table
 from .heldout import HeldOut, held_out, require_classes
 from .pixels import measure_pixels, predicts_pixels
@@ -33,7 +33,7 @@ def val(
         return
     refuse_options(model, "does not translate", beam=beam)
     if (verbs := verbs_of(model)) is not None:
-        return verbs.val(model, data, split, batch=batch, device=device, as_json=as_json)
+        return verbs.val(model, ValOptions(data, split, batch, device, as_json))
     from vitrail.infer.predictor import pick_device
     from vitrail.tasks import create_task
     from vitrail.tasks.evaluate import evaluate

@@ -8,6 +8,7 @@ B batch, Q queries, H heads, S cells of all maps, (h, w) a map.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +16,53 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrail.errors import UsageError
+from vitrail.nn.detection import Detections
 
 Grids = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One pass through a detector: what it said, and what the queries of its last decoder layer attended to.
+
+    Attributes:
+        found: what it said of the images.
+        weights: (B, Q, S) float32, the mean over heads.
+        grids: (h, w) of each map.
+    """
+
+    found: Detections
+    weights: Tensor
+    grids: Grids
+
+    def attention(self, query: int) -> Tensor:
+        """Return what the query numbered ``query`` attended to, (B, h, w) on the finest map; see
+        :func:`query_attention`.
+        """
+        if not 0 <= query < self.weights.shape[1]:
+            raise UsageError(f"expected a query from 0 to {self.weights.shape[1] - 1}, got {query}")
+        return _on_the_finest(self.weights[:, query], self.grids)
+
+
+def watch(model: nn.Module, images: Tensor, keep: Tensor | None = None) -> Watched:
+    """Return what a DETR or a Deformable DETR says of images, and what its queries attended to.
+
+    Args and errors are those of :func:`query_attention`.
+    """
+    layers = getattr(model, "decoder", None)
+    cross: Any = getattr(layers[-1], "cross", None) if isinstance(layers, nn.ModuleList) else None
+    if cross is None:
+        raise UsageError(f"expected a network that finds objects by queries, got {type(model).__name__}")
+    tape: list[Tensor] = []
+    former, grids = cross.tape, _Grids(model)
+    try:
+        cross.tape = tape
+        with torch.inference_mode():
+            found = model(images, keep)
+    finally:
+        cross.tape = former
+        grids.close()
+    return Watched(found, tape[-1].float().mean(1), grids.found)
 
 
 def query_attention(model: nn.Module, images: Tensor, keep: Tensor | None = None, query: int = 0) -> Tensor:
@@ -33,22 +79,7 @@ def query_attention(model: nn.Module, images: Tensor, keep: Tensor | None = None
     Raises:
         UsageError: a model without queries, or a number it has not.
     """
-    layers = getattr(model, "decoder", None)
-    cross: Any = getattr(layers[-1], "cross", None) if isinstance(layers, nn.ModuleList) else None
-    if cross is None:
-        raise UsageError(f"expected a network that finds objects by queries, got {type(model).__name__}")
-    tape: list[Tensor] = []
-    former, grids = cross.tape, _Grids(model)
-    try:
-        cross.tape = tape
-        with torch.inference_mode():
-            model(images, keep)
-    finally:
-        cross.tape = former
-        grids.close()
-    if not 0 <= query < tape[-1].shape[2]:
-        raise UsageError(f"expected a query from 0 to {tape[-1].shape[2] - 1}, got {query}")
-    return _on_the_finest(tape[-1][:, :, query].float().mean(1), grids.found)
+    return watch(model, images, keep).attention(query)
 
 
 class _Grids:

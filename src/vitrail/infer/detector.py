@@ -92,8 +92,14 @@ class DetectionResult:
             }
             for box, score, label in zip(self.boxes_xyxy, self.scores, self.labels, strict=True)
         ]
-        found: dict[str, Any] = {"schema": SCHEMA, "name": self.name, "size": list(self.size), "objects": objects}
-        return found if self.ok else {**found, "error": self.error, "reason": self.reason}
+        return {
+            "schema": SCHEMA,
+            "task": "detect",
+            "name": self.name,
+            "size": list(self.size),
+            "objects": objects,
+            "error": None if self.ok else {"reason": self.reason, "message": self.error},
+        }
 
     def plot(self, path: str | Path | None = None) -> Image.Image:
         """Draw boxes, classes and scores over the image; also save it if ``path`` is given.
@@ -280,25 +286,20 @@ class Detector:
         with torch.inference_mode():
             found: Detections = self.model(images, keep).float()
             told = torch.tensor(sizes, device=self.device)
-            boxes, scores, labels = answers(found, told, background=self.background, nms=self.nms)
+            given = answers(found, told, background=self.background, nms=self.nms)
         for row, size in enumerate(sizes):
-            chosen = (scores[row] >= self.threshold) & (scores[row] > 0)
+            boxes, scores, labels, queries = (part[row] for part in given)
+            chosen = (scores >= self.threshold) & (scores > 0)
             limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
-            own = boxes[row][chosen].clamp(min=0).minimum(limit)
-            masks = None if found.masks is None else self._masks(found, row, chosen, size, images)
-            yield size, own.cpu().numpy(), scores[row][chosen].cpu().numpy(), labels[row][chosen].cpu().numpy(), masks
+            own = boxes[chosen].clamp(min=0).minimum(limit)
+            masks = None if found.masks is None else self._masks(found.masks[row, queries[chosen]], size, images)
+            yield size, own.cpu().numpy(), scores[chosen].cpu().numpy(), labels[chosen].cpu().numpy(), masks
 
-    def _masks(
-        self, found: Detections, row: int, chosen: Tensor, size: tuple[int, int], images: Tensor
-    ) -> NDArray[np.bool_]:
-        """Masks (n, H, W) of the chosen answers, in the user's pixels: where the logit is above 0."""
-        assert found.masks is not None
-        logits, _ = found.layer(-1)
-        score = logits[row].softmax(-1)[:, :-1].amax(-1) if self.background else logits[row].sigmoid().amax(-1)
-        query = score.argsort(descending=True, stable=True)[: len(chosen)][chosen[: len(score)]]
-        if not len(query):  # interpolation refuses nothing
+    def _masks(self, logits: Tensor, size: tuple[int, int], images: Tensor) -> NDArray[np.bool_]:
+        """Logits (n, h, w) of the chosen answers -> masks (n, H, W) in the user's pixels: where they are above 0."""
+        if not len(logits):  # interpolation refuses nothing
             return np.zeros((0, *size), dtype=np.bool_)
-        padded = nn.functional.interpolate(found.masks[row, query][None], images.shape[-2:], mode="bilinear")
+        padded = nn.functional.interpolate(logits[None], images.shape[-2:], mode="bilinear")
         height, width = self.target(size)
         whole = nn.functional.interpolate(padded[:, :, :height, :width], size, mode="bilinear")
         return (whole[0] > 0).cpu().numpy()

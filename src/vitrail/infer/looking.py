@@ -1,13 +1,10 @@
-"""What a query looked at: where the last decoder layer of a detector read the image for one of its answers.
+"""What a detector looked at for one of its answers: its box beside where its query read (:mod:`.explain.queries`).
 
-Sources: Carion et al. 2020, arXiv 2005.12872, figure 6 (attention of a DETR's query); Zhu et al. 2021, arXiv
-2010.04159, figure 6 (the points of a deformable one).
-B batch, Q queries, H heads, S cells, (h, w) map, P points.
+B batch, Q queries, H, W pixels of the user's image, (h, w) a map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.data.boxes import cxcywh_to_xyxy
 from vitrail.errors import UsageError
 from vitrail.explain.draw import overlay, upsample
 from vitrail.explain.maps import scale01
-from vitrail.nn.deformable import DeformableAttention
+from vitrail.explain.queries import watch
 from vitrail.nn.detection import Detections
 
 from .detector import Detector, draw_boxes
-
-CELLS = 48  # cells along the longer side that points are gathered in
 
 
 def looking(detector: Detector, pixels: Tensor, at: tuple[float, float] | None = None) -> dict[str, Any]:
@@ -43,29 +38,18 @@ def looking(detector: Detector, pixels: Tensor, at: tuple[float, float] | None =
 
     Raises :class:`UsageError` for a network that cannot be looked into, and for a pixel that no box holds.
     """
-    layers = getattr(detector.model, "decoder", None)
-    if layers is None:
+    if not isinstance(detector.model, nn.Module) or not hasattr(detector.model, "decoder"):
         raise UsageError("expected a network from its own folder: an exported file cannot be looked into")
-    cross = layers[-1].cross
-    name = "looked" if isinstance(cross, DeformableAttention) else "tape"
-    kept: list[Any] = []
-    setattr(cross, name, kept)
-    images, keep = detector.inputs([pixels])
-    try:
-        with torch.inference_mode():
-            found: Detections = detector.model(images, keep).float()
-    finally:
-        setattr(cross, name, None)
+    seen = watch(detector.model, *detector.inputs([pixels]))
     size = (int(pixels.shape[1]), int(pixels.shape[2]))
-    query, label, score, box = _chosen(found, detector.background, size, at)
-    heat = _of_points(kept[-1], query, size) if name == "looked" else _of_weights(kept[-1], query, images.shape[-2:])
+    query, label, score, box = _chosen(seen.found.float(), detector.background, size, at)
     return {
         "label": label,
         "name": detector.classes.names[label],
         "score": score,
         "box_xyxy": [round(float(v), 2) for v in box],
         "query": query,
-        "heat": scale01(heat.float().cpu()),
+        "heat": scale01(seen.attention(query)[0].cpu()),
     }
 
 
@@ -85,30 +69,6 @@ def _chosen(
         best = best.masked_fill(~holds, -1.0)
     query = int(best.argmax())
     return query, int(labels[query]), float(best[query]), corners[query].cpu().numpy()
-
-
-def _of_points(looked: Any, query: int, size: tuple[int, int]) -> Tensor:
-    """Gather the points of a query, each with what it counts, in cells of the image, and soften them: (h, w)."""
-    places, weights = looked.places[0, query].reshape(-1, 2), looked.weights[0, query].reshape(-1)
-    factor = CELLS / max(size)
-    grid = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
-    cells = (places * places.new_tensor([grid[1], grid[0]])).floor().long()
-    inside = ((cells >= 0) & (cells < cells.new_tensor([grid[1], grid[0]]))).all(-1)
-    flat = torch.zeros(grid[0] * grid[1])
-    flat.index_add_(0, (cells[inside, 1] * grid[1] + cells[inside, 0]).cpu(), weights[inside].float().cpu())
-    kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0])
-    soft = (kernel[:, None] * kernel[None] / 256)[None, None]
-    return torch.nn.functional.conv2d(flat.view(1, 1, *grid), soft, padding=2)[0, 0]
-
-
-def _of_weights(weights: Tensor, query: int, size: Sequence[int]) -> Tensor:
-    """The mean over heads of a query's attention (B, H, Q, S), on the map it read: (h, w)."""
-    mean = weights[0, :, query].mean(0)
-    for stride in (32, 16, 8, 4, 64):
-        grid = [-(-side // stride) for side in size]
-        if grid[0] * grid[1] == len(mean):
-            return mean.view(grid[0], grid[1])
-    raise UsageError(f"expected a map of a usual stride, got {len(mean)} cells of an image of {tuple(size)}")
 
 
 def draw_looking(

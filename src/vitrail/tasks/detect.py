@@ -9,7 +9,7 @@ L layers, B batch, Q queries, K classes, M places for objects, k answers an imag
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -207,8 +207,8 @@ class Detect:
         with torch.no_grad():
             found = model(batch.images, _keep(batch)).float()
             loss = self.losses(found, batch)["loss"]
-        boxes, scores, labels = answers(found, batch.sizes, background=self.background, nms=self.nms)
-        return Found(boxes, scores, labels, loss.expand(len(batch.keep)))
+        told = answers(found, batch.sizes, background=self.background, nms=self.nms)
+        return Found(told.boxes_xyxy, told.scores, told.labels, loss.expand(len(batch.keep)))
 
     def metrics(self) -> DetectionMetrics:
         """Return a fresh accumulator of COCO's metrics over K classes."""
@@ -220,9 +220,18 @@ def _keep(batch: Scenes) -> Tensor | None:
     return None if bool(batch.pixels.all()) else batch.pixels
 
 
-def answers(
-    found: Detections, sizes: Tensor, *, background: bool, top: int = TOP, nms: float | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+class Answers(NamedTuple):
+    """The answers of a batch, the surest first: corners (B, k, 4) in pixels, scores, classes, and which query gave each
+    (B, k).
+    """
+
+    boxes_xyxy: Tensor
+    scores: Tensor
+    labels: Tensor
+    queries: Tensor
+
+
+def answers(found: Detections, sizes: Tensor, *, background: bool, top: int = TOP, nms: float | None = None) -> Answers:
     """Return the answers of the last layer, the surest first.
 
     Args:
@@ -231,9 +240,6 @@ def answers(
         background: as in :class:`Detect`: each query answers with its best class; else the best of all (query, class).
         top: answers an image at most, k.
         nms: overlap from which on a second answer of one class gets the score 0, and goes to the end; None: none does.
-
-    Returns:
-        Corners (B, k, 4) in pixels, scores (B, k), classes (B, k).
     """
     logits, boxes = found.layer(-1)
     if background:
@@ -248,8 +254,9 @@ def answers(
     if nms is not None:
         scores = scores.masked_fill(repeated(corners, labels, nms), 0.0)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
-        labels, corners = labels.gather(1, order), corners.gather(1, order[..., None].expand(-1, -1, 4))
-    return scale(corners, sizes[:, None].to(corners)), scores, labels
+        labels, query = labels.gather(1, order), query.gather(1, order)
+        corners = corners.gather(1, order[..., None].expand(-1, -1, 4))
+    return Answers(scale(corners, sizes[:, None].to(corners)), scores, labels, query)
 
 
 def create_detect(num_classes: int, config: Any, **options: Any) -> Detect:
