@@ -12,7 +12,7 @@ from vitrail.nn.deformable import DeformableAttention
 from vitrail.nn.detection import Answer, Detections, Noise
 from vitrail.weights import export_weights, load_weights
 
-from .test_models import images, randomise
+from .every import images, randomise
 
 NAMES = sorted(name for name in models.variants_that("boxes") if name.startswith("test_"))
 SIZES = [(64, 64), (75, 107)]

@@ -5,10 +5,18 @@ import warnings
 import pytest
 import torch
 
-from tests.contract.test_models import images, randomise
 from vitrail import models
 from vitrail.errors import UsageError
-from vitrail.nn import Attention
+
+from .every import (  # noqa: F401 - tests that hold here too
+    images,
+    randomise,
+    test_bf16_is_near_float32,
+    test_config_round_trip,
+    test_fresh_models_of_one_name_differ_in_every_layer,
+    test_recorded_equals_fused,
+    test_state_dict_round_trip,
+)
 
 NAMES = sorted(name for name in models.variants_that("masks") if name.startswith("test_"))
 SIZES = [(32, 32), (40, 24), (50, 67)]
@@ -66,38 +74,6 @@ def test_a_sample_does_not_depend_on_its_batch(model):
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-4)
 
 
-def test_state_dict_round_trip(model, name):
-    other = models.create_model(name).eval()
-    other.load_state_dict(model.state_dict(), strict=True)
-    with torch.inference_mode():
-        assert torch.equal(other(images()), model(images()))
-
-
-def test_config_round_trip(model):
-    rebuilt = models.build(models.config_from_dict(models.config_to_dict(model.config)))
-    assert rebuilt.config == model.config
-    assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
-
-
-def test_bf16_is_near_float32(model):
-    with torch.inference_mode():
-        exact = model(images())
-        rough = model.bfloat16()(images().bfloat16())
-    assert rough.dtype == torch.bfloat16
-    assert float((rough.float() - exact).abs().max()) < 0.05 * float(exact.abs().max()) + 0.02
-
-
-def test_recorded_equals_fused(model):
-    with torch.inference_mode():
-        fused = model(images((40, 24)))
-        layers = [m for m in model.modules() if isinstance(m, Attention)]
-        for layer in layers:
-            layer.tape = []
-        recorded = model(images((40, 24)))
-    torch.testing.assert_close(recorded, fused, atol=1e-5, rtol=1e-4)
-    assert all(len(layer.tape) == 1 for layer in layers)
-
-
 def test_gradients_and_none_give_one_answer(model):
     """Without gradients batch norms fold into convolutions: the numbers agree."""
     x = images((50, 67))
@@ -111,15 +87,6 @@ def test_other_channels_and_classes(name):
     assert model(torch.randn(2, 5, 32, 32)).shape[1] == 7
     with pytest.raises(UsageError, match="num_classes of at least 1"):
         models.create_model(name, num_classes=0)
-
-
-def test_fresh_models_of_one_name_differ_in_every_layer(name):
-    seen: dict[tuple[int, ...], list[torch.Tensor]] = {}
-    for parameter_name, parameter in models.create_model(name).named_parameters():
-        if parameter.ndim > 1 and parameter.any():
-            for other in seen.setdefault(tuple(parameter.shape), []):
-                assert not torch.equal(parameter, other), f"{parameter_name} is a copy of another layer"
-            seen[tuple(parameter.shape)].append(parameter)
 
 
 def test_compiles_whole_and_equals_eager(model):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.contract.test_models import randomise
+from tests.contract.every import randomise
 from vitrail import models
 from vitrail.errors import UsageError
 from vitrail.nn.attention import Attention

@@ -7,7 +7,7 @@ import torch
 
 from vitrail import models
 
-from .test_models import randomise
+from .every import randomise
 
 NAMES = sorted(name for name in models.text_variants() if name.startswith("test_"))
 B, S, T = 3, 7, 9

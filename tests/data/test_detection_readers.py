@@ -215,7 +215,7 @@ def test_scenes_are_arithmetic_and_their_boxes_hold_the_ink() -> None:
                 assert inner <= (OVERLAP + 0.02) * min(np.prod(a[2:] - a[:2]), np.prod(b[2:] - b[:2]))
     digits = part.store
     size = tuple(part.sizes[0])
-    for place in digits.placed(0):  # type: ignore[attr-defined]
+    for place in digits.placed[0]:  # type: ignore[attr-defined]
         left, top, right, bottom = digits.box(place)  # type: ignore[attr-defined]
         alpha = digits._alpha(place, size)[0].numpy()  # type: ignore[attr-defined]
         rows, columns = np.flatnonzero(alpha.max(1) > 0.05), np.flatnonzero(alpha.max(0) > 0.05)

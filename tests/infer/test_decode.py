@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.contract.test_models import randomise
+from tests.contract.every import randomise
 from tests.contract.test_sequences import DECODING, KINDS, S, texts, tokens
 from vitrail import models
 from vitrail.errors import UsageError

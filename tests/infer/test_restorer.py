@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.contract.test_models import randomise
+from tests.contract.every import randomise
 from tests.training.test_restore import waves
 from vitrail import models
 from vitrail.data.sixteen import read_deep, save_picture

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import vitrail
-from tests.contract.test_models import randomise
+from tests.contract.every import randomise
 from vitrail.classes import ClassMap
 from vitrail.data.decode import read_values
 from vitrail.errors import UsageError, WeightsError

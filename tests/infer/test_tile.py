@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.contract.test_models import randomise
+from tests.contract.every import randomise
 from vitrail import models
 from vitrail.errors import UsageError
 from vitrail.infer.tile import Tiling, pixel_bytes, restore_tiled, seam_error, tiling_for

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.contract.test_models import randomise
+from tests.contract.every import randomise
 from vitrail.models import build, create_model, variants
 from vitrail.models.igpt import HOLE, IGPTConfig
 from vitrail.nn.palette import decode

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.contract.test_models import randomise
+from tests.contract.every import randomise
 from vitrail import explain, models
 from vitrail.errors import UsageError
 from vitrail.models.rnn import RNNEncoderDecoder, RNNEncoderDecoderConfig, RNNLanguageModel

@@ -7,16 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.data.boxed import annotation, usual, write_coco
+from tests.training.cutting import require_resumed_equals_uninterrupted
 from vitrail.errors import DataError, UsageError
 from vitrail.metrics.detection import DetectionMetrics, Image
 from vitrail.metrics.diagnosis import signs_of, why_nothing
 from vitrail.training import train
 from vitrail.training.baserecipe import BaseRecipe
-from vitrail.training.run import resume
-from vitrail.training.signals import Interrupted
 from vitrail.weights import load_folder
 
 TINY = {
@@ -69,27 +67,8 @@ def test_the_selftest_says_what_came_of_eight_images(run):
     assert "self-test: 3 images, 3 steps: the loss went from" in run[1]
 
 
-def test_resumed_equals_uninterrupted(data, tmp_path, monkeypatch):
-    options = {**TINY, "data.source": data, "out": str(tmp_path), "matching.denoising": 8}
-    whole = train({**options, "name": "whole"}, say=str)
-    from vitrail.training.loop import Loop
-
-    take = Loop._one_step
-
-    def stop(self, batch, kept):
-        take(self, batch, kept)
-        if self.state.step == 3:
-            self.hooks.save(wait=True)
-            raise Interrupted("stopped", 130)
-
-    monkeypatch.setattr(Loop, "_one_step", stop)
-    with pytest.raises(Interrupted):
-        train({**options, "name": "cut"}, say=str)
-    monkeypatch.undo()
-    again = resume(tmp_path / "detect" / "cut", say=str)
-    one, other = (load_file(r.folder / "last" / "model.safetensors") for r in (whole, again))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+def test_resumed_equals_uninterrupted(data, tmp_path):
+    require_resumed_equals_uninterrupted({**TINY, "data.source": data, "matching.denoising": 8}, tmp_path, at=3)
 
 
 def test_detr_and_a_batch_in_pieces(data, tmp_path):

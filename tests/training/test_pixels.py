@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
+from tests.training.cutting import require_resumed_equals_uninterrupted
 from vitrail.errors import UsageError
 from vitrail.infer import Painter, load
 from vitrail.infer.pixels import load_painter
 from vitrail.training import train
 from vitrail.training.baserecipe import BaseRecipe
 from vitrail.training.probing.layers import probe_layers
-from vitrail.training.run import resume
-from vitrail.training.signals import Interrupted
 from vitrail.weights import load_folder, open_folder
 
 TINY = {
@@ -89,26 +87,8 @@ def test_pictures_without_classes_and_the_masked_form(tmp_path):
         load_painter(found.folder)
 
 
-def test_resumed_equals_uninterrupted(classes, tmp_path, monkeypatch):
-    whole = train({**TINY, "data.source": str(classes), "out": str(tmp_path), "name": "whole"}, say=str)
-    from vitrail.training.loop import Loop
-
-    take = Loop._one_step
-
-    def stop(self, batch, kept):
-        take(self, batch, kept)
-        if self.state.step == 4:
-            self.hooks.save(wait=True)
-            raise Interrupted("stopped", 130)
-
-    monkeypatch.setattr(Loop, "_one_step", stop)
-    with pytest.raises(Interrupted):
-        train({**TINY, "data.source": str(classes), "out": str(tmp_path), "name": "cut"}, say=str)
-    monkeypatch.undo()
-    again = resume(tmp_path / "pixels" / "cut", say=str)
-    one, other = (load_file(r.folder / "last" / "model.safetensors") for r in (whole, again))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+def test_resumed_equals_uninterrupted(classes, tmp_path):
+    require_resumed_equals_uninterrupted({**TINY, "data.source": str(classes)}, tmp_path, at=4)
 
 
 def test_a_run_starts_from_another_and_keeps_its_palette(run, tmp_path):

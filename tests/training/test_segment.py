@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
+from tests.training.cutting import require_resumed_equals_uninterrupted
 from vitrail.errors import DataError, UsageError
 from vitrail.infer import load
 from vitrail.training import train
 from vitrail.training.baserecipe import BaseRecipe
 from vitrail.training.recipe import Recipe
-from vitrail.training.run import resume
 from vitrail.training.segmentrecipe import SegmentRecipe
-from vitrail.training.signals import Interrupted
 from vitrail.weights import load_folder, open_folder
 
 TINY = {
@@ -101,27 +99,9 @@ def test_the_best_weights_answer_as_the_run_measured(run, fields):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resumed_equals_uninterrupted(fields, tmp_path, monkeypatch, precision):
-    settings = {**TINY, "train.precision": precision, "data.source": str(fields), "out": str(tmp_path)}
-    whole = train({**settings, "name": "whole"}, say=str)
-    from vitrail.training.loop import Loop
-
-    take = Loop._one_step
-
-    def stop(self, batch, kept):
-        take(self, batch, kept)
-        if self.state.step == 4:
-            self.hooks.save(wait=True)
-            raise Interrupted("stopped", 130)
-
-    monkeypatch.setattr(Loop, "_one_step", stop)
-    with pytest.raises(Interrupted):
-        train({**settings, "name": "cut"}, say=str)
-    monkeypatch.undo()
-    again = resume(tmp_path / "segment" / "cut", say=str)
-    one, other = (load_file(r.folder / "last" / "model.safetensors") for r in (whole, again))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+def test_resumed_equals_uninterrupted(fields, tmp_path, precision):
+    settings = {**TINY, "train.precision": precision, "data.source": str(fields)}
+    require_resumed_equals_uninterrupted(settings, tmp_path, at=4)
 
 
 def test_a_run_starts_from_another_one_or_from_a_classifier(run, fields, tmp_path):

@@ -35,6 +35,8 @@ OVERLAP = 0.25  # share of the smaller of two boxes that may be hidden
 TRIES = 12
 _SEEDS = {"train": 11, "val": 12, "test": 13}
 
+Box = tuple[float, float, float, float]
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -70,26 +72,37 @@ class SceneStore:
 
     def size(self, row: int) -> tuple[int, int]:
         """(H, W) of a scene."""
-        draws = self._draws(row, 2)
-        height, width = (SIDES[int(d * len(SIDES))] for d in draws)
+        height, width = self.sizes[row].tolist()
         return height, width
 
-    def _draws(self, row: int, count: int, stream: int = 0) -> NDArray[np.float64]:
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """(n, 2) height and width."""
+        draws = rng.uniforms(_SEEDS[self.split], 0, np.arange(self.count), 2, rng.SPLIT)
+        return np.array(SIDES, dtype=np.int64)[(draws * len(SIDES)).astype(np.int64)]
+
+    def _draws(self, row: int, count: int, stream: int) -> NDArray[np.float64]:
         return rng.uniforms(_SEEDS[self.split], stream, [row], count, rng.SPLIT)[0]
 
-    def placed(self, row: int) -> list[Placed]:
-        """The digits of a scene, the one behind all others first."""
-        height, width = self.size(row)
-        draws = self._draws(row, 1 + MOST * TRIES * 4, stream=1)
-        wanted = 1 + int(draws[0] * MOST)
+    @cached_property
+    def placed(self) -> list[list[Placed]]:
+        """The digits of each scene, the one behind all others first."""
+        found: list[list[Placed]] = []
+        for rows in np.array_split(np.arange(self.count), -(-self.count // 512)):
+            draws = rng.uniforms(_SEEDS[self.split], 1, rows, 1 + MOST * TRIES * 4, rng.SPLIT)
+            found += [self._place(size, u) for size, u in zip(self.sizes[rows].tolist(), draws.tolist(), strict=True)]
+        return found
+
+    def _place(self, size: list[int], draws: list[float]) -> list[Placed]:
+        height, width = size
         found: list[Placed] = []
-        boxes: list[NDArray[np.float64]] = []
-        for number in range(wanted):
+        boxes: list[Box] = []
+        for number in range(1 + int(draws[0] * MOST)):
             for attempt in range(TRIES):
-                u = draws[1 + 4 * (number * TRIES + attempt) :][:4]
+                at = 1 + 4 * (number * TRIES + attempt)
+                u = draws[at : at + 4]
                 side = SMALLEST * (LARGEST / SMALLEST) ** u[0]
-                which = int(u[3] * len(self.digits))
-                place = Placed(which, u[1] * (width - side), u[2] * (height - side), side)
+                place = Placed(int(u[3] * len(self.digits)), u[1] * (width - side), u[2] * (height - side), side)
                 box = self.box(place)
                 if all(_hidden(box, other) <= OVERLAP for other in boxes):
                     found.append(place)
@@ -98,21 +111,23 @@ class SceneStore:
         return found
 
     @cached_property
-    def _ink(self) -> NDArray[np.float64]:
-        """The first and last column and row of ink of each digit as edges, (n, 4) left, top, right, bottom."""
+    def _ink(self) -> list[Box]:
+        """The first and last column and row of ink of each digit as edges: left, top, right, bottom."""
         inked = self.digits > INK * 255
         across, down = inked.any(1), inked.any(2)
         left, top = across.argmax(1), down.argmax(1)
         right, bottom = 8 - across[:, ::-1].argmax(1), 8 - down[:, ::-1].argmax(1)
-        return np.stack([left, top, right, bottom], 1).astype(np.float64)
+        return list(zip(left.tolist(), top.tolist(), right.tolist(), bottom.tolist(), strict=True))
 
-    def box(self, place: Placed) -> NDArray[np.float64]:
+    def box(self, place: Placed) -> Box:
         """The box around the ink of a digit: left, top, right, bottom in pixels."""
-        return self._ink[place.row] * (place.side / 8) + np.array([place.x, place.y, place.x, place.y])
+        left, top, right, bottom = self._ink[place.row]
+        cell = place.side / 8
+        return place.x + left * cell, place.y + top * cell, place.x + right * cell, place.y + bottom * cell
 
     def objects(self, row: int) -> Annotations:
         """Boxes and digits of a scene."""
-        placed = self.placed(row)
+        placed = self.placed[row]
         corners = np.array([self.box(p) for p in placed]).reshape(-1, 4)
         xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).round(2)
         ids = row * (MOST + 1) + 1 + np.arange(len(placed))
@@ -123,7 +138,7 @@ class SceneStore:
         size = self.size(row)
         canvas = self._background(row, size)
         colours = self._draws(row, 3 * MOST, stream=3).reshape(MOST, 3)
-        for place, colour in zip(self.placed(row), colours, strict=False):
+        for place, colour in zip(self.placed[row], colours, strict=False):
             alpha = self._alpha(place, size)
             canvas = canvas * (1 - alpha) + _against(canvas, alpha, torch.from_numpy(colour).float()) * alpha
         return (canvas * 255).round().clamp(0, 255).to(torch.uint8)
@@ -166,12 +181,11 @@ def _weights(length: int, start: float, side: float) -> Tensor:
     return ((0.5 - away) / SOFT + 0.5).clamp(0, 1)
 
 
-def _hidden(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+def _hidden(a: Box, b: Box) -> float:
     """The share of the smaller of two boxes that the other covers."""
-    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
-    inner = np.prod(np.clip(high - low, 0, None))
-    smaller = min(np.prod(a[2:] - a[:2]), np.prod(b[2:] - b[:2]))
-    return float(inner / smaller)
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
+    return max(width, 0.0) * max(height, 0.0) / smaller
 
 
 def _against(canvas: Tensor, alpha: Tensor, colour: Tensor) -> Tensor:
@@ -190,6 +204,5 @@ def read_scenes() -> BoxLayout:
         part = digits.parts[split]
         store = SceneStore(split, part.store.pixels[..., 0], part.labels, count)  # type: ignore[attr-defined]
         rows = range(count)
-        sizes = np.array([store.size(row) for row in rows], dtype=np.int64)
-        parts[split] = BoxPart(store, tuple(rows), sizes, [store.objects(row) for row in rows])
+        parts[split] = BoxPart(store, tuple(rows), store.sizes, [store.objects(row) for row in rows])
     return BoxLayout("built-in", NAME, parts, ClassMap.of([str(i) for i in range(10)]))
