@@ -64,6 +64,30 @@ def test_predict_writes_pictures_and_coco_json(vitrail, run, data, tmp_path):
     assert told["predictions"][0]["objects"] == []
 
 
+def test_masks_are_measured_and_written_where_the_network_gives_them(vitrail, tmp_path):
+    from vitrail.training import train
+
+    outlined = [{**one, "segmentation": [outline(one["bbox"])]} for one in usual() if not one["iscrowd"]]
+    data = write_coco(write_coco(tmp_path / "data", outlined), outlined, split="val")
+    options = {"model.name": "test_detr_masks", "model.img_size": 48, "data.source": str(data), "train.epochs": 1}
+    options |= {"data.workers": 0, "train.batch_size": 2, "train.threads": 1, "out": str(tmp_path / "runs")}
+    run = train({**options, "name": "masks"}, say=str).folder
+    ran = vitrail("val", run, "--json")
+    assert ran.code == 0, ran.err
+    assert 0 <= ran.json["masks"]["ap"] <= 1
+    assert "masks:" in vitrail("val", run).out
+    out = tmp_path / "found"
+    assert vitrail("predict", run, data / "val2017", "--out", out, "--threshold", "0").code == 0
+    rows = json.loads((out / "detections.json").read_text())
+    assert rows
+    assert {tuple(row["segmentation"]["size"]) for row in rows} == {(30, 40)}
+
+
+def outline(xywh):
+    x, y, w, h = xywh
+    return [x, y, x + w, y, x + w, y + h, x, y + h]
+
+
 def test_predict_refuses_what_has_no_effect(vitrail, run, data, tmp_path):
     ran = vitrail("predict", run, data / "val2017" / "1.png", "--csv", tmp_path / "x.csv")
     assert ran.code == 2

@@ -121,3 +121,8 @@ def test_what_the_head_does_not_read_is_left_out_and_changes_nothing(name):
     torch.testing.assert_close(short_gradients, whole_gradients)
     assert not torch.equal(model.read(x)[:, :1], model.encode(x)[0][:, -1:])
     assert model.read(x).shape[1] == model.num_prefix_tokens
+
+
+def test_a_config_that_is_written_in_part_is_filled_with_its_own_defaults():
+    for kind in {type(config) for config in models.variants().values()}:
+        assert models.config_from_dict({"type": kind.__name__}) == kind()

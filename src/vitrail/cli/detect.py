@@ -128,6 +128,7 @@ def held_out_boxes(model: str, data: str | None, split: str | None) -> HeldOutBo
 def val(model: str, options: ValOptions) -> None:
     """Measure a detector: COCO's figures, and a row a class."""
     from vitrail.infer.detector import fit_of
+    from vitrail.infer.maskap import has_outlines, mask_figures
     from vitrail.infer.network import open_network
     from vitrail.infer.predictor import pick_device
     from vitrail.tasks.detect import create_detect
@@ -147,6 +148,11 @@ def val(model: str, options: ValOptions) -> None:
     found = evaluate(task, network.model.to(target), loader.epoch(0), device=target)
     details = found.accumulator.describe(images.classes.names)
     _show_figures(chosen, found.metrics, details["per_class"])
+    if getattr(network.config, "masks", False) and has_outlines(images):
+        detector = open_detector(model, device=options.device, batch=1, threshold=0.0)
+        details["masks"] = mask_figures(detector, images)
+        say("\nmasks:")
+        table(("figure", "value"), [(FIGURES[k], _percent(details["masks"].get(k))) for k in FIGURES], right=("value",))
     if loader.problems:
         say(f"\n{len(loader.problems)} images could not be read and are not in these figures, the first:")
         say(f"  {loader.problems[0].name}: {loader.problems[0].message}")

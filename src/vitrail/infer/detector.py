@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vitrail.classes import ClassMap
 from vitrail.data.augment import Normalize
 from vitrail.data.detection.batches import pad
+from vitrail.data.detection.masks import compressed
 from vitrail.data.detection.transforms import Fit
 from vitrail.data.resample import resize
 from vitrail.errors import DataError, UsageError, VitrailError, require_known
@@ -325,7 +326,7 @@ def results_to_coco(
     path: str | Path | None = None,
     image_ids: Mapping[str, int | str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return detections in the form of COCO's result files, and write them if ``path`` is given.
+    """Return detections in the form of COCO's result files, masks as run lengths, and write them if ``path`` is given.
 
     Args:
         results: of :class:`Detector`; those with an error give nothing.
@@ -338,16 +339,14 @@ def results_to_coco(
         stem = Path(result.name).stem
         own = int(stem) if stem.isdecimal() else stem
         image = own if image_ids is None else image_ids[result.name]
-        for box, score, label in zip(result.boxes_xyxy.tolist(), result.scores, result.labels, strict=True):
-            x1, y1, x2, y2 = box
-            rows.append(
-                {
-                    "image_id": image,
-                    "category_id": classes.ids[int(label)],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "score": float(score),
-                }
-            )
+        for i, (x1, y1, x2, y2) in enumerate(result.boxes_xyxy.tolist()):
+            row = {
+                "image_id": image,
+                "category_id": classes.ids[int(result.labels[i])],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": float(result.scores[i]),
+            }
+            rows.append(row if result.masks is None else {**row, "segmentation": compressed(result.masks[i])})
     if path is not None:
         Path(path).write_text(json.dumps(rows), encoding="utf-8")
     return rows

@@ -1,4 +1,4 @@
-"""COCO's metrics of boxes: average precision over thresholds of overlap, sizes, and per class.
+"""COCO's metrics of boxes and masks: average precision over thresholds of overlap, sizes, and per class.
 
 Source: cocodataset.org, "Detection evaluation" (Lin et al. 2014, arXiv 1405.0312); computed by the package
 faster-coco-eval, which gives pycocotools' numbers. Crowds: a detection inside one is neither right nor wrong.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ class Truth(Protocol):
 
 @dataclass(frozen=True)
 class Image:
-    """One image's truth and detections, plain arrays."""
+    """One image's truth and detections, plain arrays; masks, where they are measured, as compressed run lengths."""
 
     xywh: NDArray[np.float64]
     labels: NDArray[np.int64]
@@ -68,10 +68,16 @@ class Image:
     found_xyxy: NDArray[np.float64]
     scores: NDArray[np.float64]
     classes: NDArray[np.int64]
+    masks: Sequence[dict[str, Any]] = ()
+    found_masks: Sequence[dict[str, Any]] = ()
 
 
-def evaluator(images: Sequence[Image], num_classes: int, *, use_classes: bool = True) -> Any:
-    """Run COCO's evaluation and return faster-coco-eval's evaluator: its ``eval`` holds precision (T, R, K, A, D)."""
+def evaluator(
+    images: Sequence[Image], num_classes: int, *, use_classes: bool = True, of: Literal["bbox", "segm"] = "bbox"
+) -> Any:
+    """Run COCO's evaluation ``of`` boxes or masks and return faster-coco-eval's evaluator: its ``eval`` holds precision
+    (T, R, K, A, D).
+    """
     require_extra("faster_coco_eval", "coco", "measuring detection")
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -82,22 +88,22 @@ def evaluator(images: Sequence[Image], num_classes: int, *, use_classes: bool = 
     }
     found: list[dict[str, Any]] = []
     for number, image in enumerate(images, start=1):
-        for box, label, crowd, area in zip(image.xywh, image.labels, image.crowd, image.area, strict=True):
-            truth["annotations"].append(
-                {
-                    "id": len(truth["annotations"]) + 1, "image_id": number, "category_id": int(label) + 1,
-                    "bbox": box.tolist(), "area": float(area), "iscrowd": int(crowd),
-                }
-            )  # fmt: skip
-        for (x1, y1, x2, y2), score, label in zip(image.found_xyxy.tolist(), image.scores, image.classes, strict=True):
-            found.append(
-                {
-                    "image_id": number, "category_id": int(label) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "score": float(score),
-                }
-            )  # fmt: skip
+        for i, (box, label, crowd, area) in enumerate(
+            zip(image.xywh, image.labels, image.crowd, image.area, strict=True)
+        ):
+            row = {
+                "id": len(truth["annotations"]) + 1, "image_id": number, "category_id": int(label) + 1,
+                "bbox": box.tolist(), "area": float(area), "iscrowd": int(crowd),
+            }  # fmt: skip
+            truth["annotations"].append(row if of == "bbox" else {**row, "segmentation": image.masks[i]})
+        for i, ((x1, y1, x2, y2), score, label) in enumerate(
+            zip(image.found_xyxy.tolist(), image.scores, image.classes, strict=True)
+        ):
+            said = {"image_id": number, "category_id": int(label) + 1, "score": float(score)}
+            where = {"bbox": [x1, y1, x2 - x1, y2 - y1]} if of == "bbox" else {"segmentation": image.found_masks[i]}
+            found.append({**said, **where})
     known = COCO(truth)
-    run = COCOeval_faster(known, known.loadRes(found), "bbox", print_function=_quiet)
+    run = COCOeval_faster(known, known.loadRes(found), of, print_function=_quiet)
     run.params.useCats = int(use_classes)
     run.evaluate()
     run.accumulate()
@@ -107,6 +113,14 @@ def evaluator(images: Sequence[Image], num_classes: int, *, use_classes: bool = 
 
 def _quiet(*words: object) -> None:
     """Say nothing."""
+
+
+def figures_of(run: Any) -> dict[str, float]:
+    """Return COCO's twelve figures of an evaluator. Those of a size that no object has are left out; ``ap``, ``ap50``
+    and ``ap75`` of images without any object are 0.
+    """
+    stats = dict(zip(FIGURES, run.stats.tolist(), strict=True))
+    return {k: max(v, 0.0) for k, v in stats.items() if v >= 0 or k in ("ap", "ap50", "ap75")}
 
 
 class DetectionMetrics:
@@ -142,11 +156,8 @@ class DetectionMetrics:
         return self._run
 
     def compute(self) -> dict[str, float]:
-        """Return COCO's twelve figures, ``loss`` and ``count``. Figures of a size that no object has are left out;
-        ``ap``, ``ap50`` and ``ap75`` of images without any object are 0.
-        """
-        stats = dict(zip(FIGURES, self.run.stats.tolist(), strict=True))
-        found = {k: max(v, 0.0) for k, v in stats.items() if v >= 0 or k in ("ap", "ap50", "ap75")}
+        """Return COCO's twelve figures (:func:`figures_of`), ``loss`` and ``count``."""
+        found = figures_of(self.run)
         return {**found, "loss": self._loss / max(1, len(self.images)), "count": float(len(self.images))}
 
     def thresholds(self) -> None:

@@ -223,11 +223,11 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 
 
 def config_from_dict(data: Mapping[str, Any]) -> Any:
-    """Return the config that :func:`config_to_dict` wrote."""
-    types = {type(config).__name__: config for config in variants().values()}
+    """Return the config that :func:`config_to_dict` wrote; a field that is not there has its class's default."""
+    types = {type(config).__name__: type(config) for config in variants().values()}
     if data.get("type") not in types:
         raise WeightsError(f"expected a config type of {', '.join(sorted(types))}, got {data.get('type')!r}")
-    return configure(types[data["type"]], {k: v for k, v in data.items() if k != "type"})
+    return configure(types[data["type"]](), {k: v for k, v in data.items() if k != "type"})
 
 
 __all__ = [

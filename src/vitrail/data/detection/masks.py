@@ -68,6 +68,25 @@ def to_rle(mask: Mask) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": runs}
 
 
+def compressed(mask: Mask) -> dict[str, Any]:
+    """Return the run lengths of a mask (H, W) in their compressed form, as COCO's result files hold them."""
+    code = to_rle(mask)
+    return {"size": code["size"], "counts": _deflated(code["counts"])}
+
+
+def _deflated(runs: Sequence[int]) -> str:
+    """Write the compressed form: the reverse of :func:`_inflated`."""
+    written: list[str] = []
+    for i, run in enumerate(runs):
+        value = run - runs[i - 2] if i > 2 else run
+        more = True
+        while more:
+            bits, value = value & 0x1F, value >> 5
+            more = value != (-1 if bits & 0x10 else 0)
+            written.append(chr(48 + (bits | 0x20 if more else bits)))
+    return "".join(written)
+
+
 def _inflated(text: str | bytes) -> list[int]:
     """Read the compressed form: six bits a character, the lowest first, the sixth says that more follow."""
     data = text.encode() if isinstance(text, str) else text

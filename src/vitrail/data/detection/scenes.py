@@ -30,6 +30,7 @@ MOST = 8  # digits in a scene
 SIDES = (96, 104, 112, 120, 128)
 SMALLEST, LARGEST = 14.0, 52.0  # pixels of a digit's cell
 INK = 0.3  # share from which on a pixel of a digit is ink: what the box goes around
+FAINTEST = 0.7  # how much of a pixel its faintest ink covers: an edge of a box is there to be seen
 SOFT = 0.3  # of a column of a digit: how wide its edge is
 OVERLAP = 0.25  # share of the smaller of two boxes that may be hidden
 TRIES = 12
@@ -166,7 +167,8 @@ class SceneStore:
         """
         height, width = size
         ink = torch.from_numpy(self.digits[place.row].astype(np.float32) / 255)
-        ink = torch.where(ink > INK, (ink / (2 * INK)).clamp(max=1), 0.0)
+        drawn = FAINTEST + (1 - FAINTEST) * (ink / INK - 1)
+        ink = torch.where(ink > INK, drawn.clamp(max=1), 0.0)
         across = _weights(width, place.x, place.side)
         down = _weights(height, place.y, place.side)
         return (down @ ink @ across.T)[None]
@@ -192,7 +194,7 @@ def _against(canvas: Tensor, alpha: Tensor, colour: Tensor) -> Tensor:
     """A colour as drawn, moved to the other end of the scale where it would not stand out from what is behind it."""
     behind = (canvas * alpha).sum((1, 2)) / alpha.sum().clamp_min(1e-6)
     light = float(behind.mean()) > 0.5
-    shade = 0.45 * colour + (0.0 if light else 0.55)
+    shade = 0.4 * colour + (0.0 if light else 0.6)
     return shade[:, None, None]
 
 

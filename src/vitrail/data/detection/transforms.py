@@ -179,13 +179,13 @@ def start(scene: Scene, *, masks: bool = False) -> Drawn:
     which = np.flatnonzero(fine)
     drawn = None
     if masks:
-        found = [_mask(objects.shapes[i], inside[i], scene.size) for i in which]
+        found = [shape_mask(objects.shapes[i], inside[i], scene.size) for i in which]
         drawn = np.stack(found) if found else np.zeros((0, height, width), dtype=bool)
     return Drawn(scene.image, inside[which], which, drawn)
 
 
-def _mask(shape: Any, box: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The mask of an object; of one without an outline, its box."""
+def shape_mask(shape: Any, box: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the mask (H, W) of an object with corners ``box``; of one without an outline, its box."""
     if shape is not None:
         return mask_of(shape, size)
     found = np.zeros(size, dtype=bool)
