@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .console import Json, result, say, table
-from .settings import parse_size
+from .settings import size_option
 
 
 def bench(
@@ -27,10 +27,8 @@ def bench(
     """Measure how fast a model answers: its engines take turns in one process."""
     from vitrail.infer.bench import bench as run
 
-    size = None if img_size is None else parse_size(img_size)
-    pair = (size[0], size[1]) if isinstance(size, list) else size
     names = [name.strip() for name in engines.split(",") if name.strip()]
-    found = run(model, engines=names, batch=batch, img_size=pair, device=device, rounds=rounds)
+    found = run(model, engines=names, batch=batch, img_size=size_option(img_size), device=device, rounds=rounds)
     rows = [
         (
             speed.engine,

@@ -11,7 +11,7 @@ from vitrail.errors import DataError, UsageError
 from .answers import ExplainOptions, PredictOptions, ValOptions, free_stem, give_predictions, refuse_options
 from .console import partial_result, result, say, table
 from .heldout import SPLITS, recipe_of, same_source
-from .settings import parse_size
+from .settings import size_option
 from .source import existing
 
 if TYPE_CHECKING:
@@ -81,12 +81,11 @@ def open_detector(
     """Load the model of a verb."""
     from vitrail.infer.detector import THRESHOLD, load_detector
 
-    size = None if img_size is None else parse_size(img_size)
     return load_detector(
         existing(model),
         device=device,
         batch_size=min(batch, 16),
-        img_size=(size[0], size[1]) if isinstance(size, list) else size,
+        img_size=size_option(img_size),
         threshold=THRESHOLD if threshold is None else threshold,
     )
 

@@ -10,7 +10,7 @@ import typer
 from vitrail.errors import require_known
 
 from .console import Json, result, say, table
-from .settings import parse_size
+from .settings import size_option
 from .source import existing
 
 
@@ -26,9 +26,7 @@ def export(
     from vitrail.infer.export import TOLERANCE
     from vitrail.infer.export import export as run
 
-    size = None if img_size is None else parse_size(img_size)
-    pair = (size[0], size[1]) if isinstance(size, list) else size
-    receipt = run(existing(model), out, format=cast(Literal["onnx", "torch"], format), img_size=pair)
+    receipt = run(existing(model), out, format=cast(Literal["onnx", "torch"], format), img_size=size_option(img_size))
     height, width = receipt.img_size
     say(f"{receipt.path}  ({receipt.bytes / 1e6:.1f} MB; images of {height} x {width}, any batch)\n")
     rows = [(c.batch, c.output, f"{c.difference:.1e}", f"{c.scale:.3g}", f"{c.relative:.1e}") for c in receipt.checks]

@@ -10,6 +10,7 @@ from vitrail.errors import UsageError
 
 from .console import Json, counter, result, say, table
 from .heldout import recipe_of, same_source
+from .settings import size_option
 from .source import HUB_PREFIX, existing
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def probe(
         source,
         chosen,
         methods=method or METHODS,
-        img_size=_size(img_size),
+        img_size=size_option(img_size),
         layer=layer,
         batch_size=batch,
         device=device,
@@ -133,15 +134,6 @@ def _data(model: str, data: str | None, cuts: dict[str, float | None]) -> tuple[
     from vitrail.training.pipeline import open_data
 
     return open_data(recipe), recipe.data.source
-
-
-def _size(text: str | None) -> Any:
-    from .settings import parse_size
-
-    if text is None:
-        return None
-    size = parse_size(text)
-    return (size[0], size[1]) if isinstance(size, list) else size
 
 
 def _show(report: ProbeReport) -> None:

@@ -9,6 +9,7 @@ from vitrail.errors import UsageError
 
 from .answers import ExplainOptions, PredictOptions, ValOptions, free_stem, give_predictions, refuse_options
 from .console import result, say, table
+from .settings import size_option
 from .source import existing
 
 if TYPE_CHECKING:
@@ -23,14 +24,11 @@ def open_segmenter(model: str, *, device: str, batch: int = 4, img_size: str | N
     """Load the model of a verb."""
     from vitrail.infer.segmenter import load_segmenter
 
-    from .settings import parse_size
-
-    size = None if img_size is None else parse_size(img_size)
     return load_segmenter(
         existing(model),
         device=device,
         batch_size=batch,
-        img_size=(size[0], size[1]) if isinstance(size, list) else size,
+        img_size=size_option(img_size),
     )
 
 

@@ -67,6 +67,12 @@ def parse_size(text: str) -> int | list[int]:
     return [int(height), int(width)] if width else int(height)
 
 
+def size_option(text: str | None) -> int | tuple[int, int] | None:
+    """Read ``--img-size`` for functions that take a side or (height, width); None where it was not given."""
+    size = None if text is None else parse_size(text)
+    return (size[0], size[1]) if isinstance(size, list) else size
+
+
 def gather(options: Mapping[str, Any], pairs: Iterable[str]) -> dict[str, Any]:
     """Merge options given (not None) and pairs; a key given twice is an error, since one would have no effect."""
     found: dict[str, Any] = {}

@@ -32,12 +32,11 @@ def open_predictor(source: str, *, device: str, batch: int = 32, img_size: str |
     """Load the model of a verb, ready to predict."""
     from vitrail.infer.predictor import load_predictor
 
-    from .settings import parse_size
+    from .settings import size_option
 
-    size = None if img_size is None else parse_size(img_size)
     return load_predictor(
         existing(source),
         device=device,
         batch_size=batch,
-        img_size=(size[0], size[1]) if isinstance(size, list) else size,
+        img_size=size_option(img_size),
     )

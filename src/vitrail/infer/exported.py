@@ -86,10 +86,15 @@ def read_passport(path: Path) -> dict[str, Any]:
         raise WeightsError(
             f"expected a file that `vitrail export` wrote, got {path}, which says nothing of its network"
         )
-    said: dict[str, Any] = json.loads(told)
-    if said["schema"] > SCHEMA:
-        raise WeightsError(f"{path} was written by a newer Vitrail (schema {said['schema']}); mend: update Vitrail")
-    return said
+    try:
+        said: dict[str, Any] = json.loads(told)
+        schema = int(said["schema"])
+        parts = {name: said[name] for name in ("config", "card", "classes", "extra")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"what {path} says of its network is damaged: {error!r}") from None
+    if schema > SCHEMA:
+        raise WeightsError(f"{path} was written by a newer Vitrail (schema {schema}); mend: update Vitrail")
+    return parts
 
 
 def _identity(path: Path) -> tuple[str, int, int]:

@@ -329,47 +329,22 @@ VARIANTS: dict[str, DeformableDetrConfig] = {
         _R50, out_indices=(-1,), levels=1, backbone=replace(_R50.backbone, output_stride=16)
     ),
 }
-VARIANTS |= {
-    # for small data, from scratch: DINO's remedies; ours
-    "deformable_detr_nano": DeformableDetrConfig(
-        (128, 128),
-        num_classes=10,
-        backbone=replace(PVT_V2["pvt_v2_b0"], num_classes=0),
-        levels=3,
-        embed_dim=128,
-        num_heads=4,
-        encoder_layers=1,
-        decoder_layers=3,
-        hidden_dim=256,
-        num_queries=50,
-        form=_SMALL_FORM,
-        drop_rate=0.0,
-    ),
-    "deformable_detr_micro": DeformableDetrConfig(
-        (320, 320),
-        num_classes=80,
-        backbone=replace(PVT_V2["pvt_v2_b0"], num_classes=0),
-        levels=3,
-        embed_dim=128,
-        num_heads=4,
-        encoder_layers=2,
-        decoder_layers=3,
-        hidden_dim=512,
-        num_queries=100,
-        form=_SMALL_FORM,
-        drop_rate=0.0,
-    ),
-}
-VARIANTS["deformable_detr_pico"] = replace(
-    # for small images and few cores: a ResNet of ten layers, no encoder; ours, measured in docs/benchmarks/detection.md
-    VARIANTS["deformable_detr_nano"],
-    backbone=ResNetConfig(
-        (128, 128), num_classes=0, block="basic", depths=(1, 1, 1, 1), widths=(24, 48, 96, 128), stem_width=24
-    ),
-    embed_dim=96,
-    encoder_layers=0,
-    num_queries=30,
+# for small data, from scratch: DINO's remedies; ours
+_NANO = DeformableDetrConfig(
+    (128, 128), num_classes=10, backbone=replace(PVT_V2["pvt_v2_b0"], num_classes=0), levels=3, embed_dim=128,
+    num_heads=4, encoder_layers=1, decoder_layers=3, hidden_dim=256, num_queries=50, form=_SMALL_FORM, drop_rate=0.0,
+)  # fmt: skip
+_SMALL_RESNET = ResNetConfig(
+    (128, 128), num_classes=0, block="basic", depths=(1, 2, 2, 1), widths=(32, 64, 128, 192), stem_width=32
 )
+VARIANTS |= {
+    "deformable_detr_nano": _NANO,
+    "deformable_detr_micro": replace(
+        _NANO, img_size=(320, 320), num_classes=80, encoder_layers=2, hidden_dim=512, num_queries=100
+    ),
+    # for small images and few cores; measured in docs/benchmarks/detection.md
+    "deformable_detr_pico": replace(_NANO, backbone=_SMALL_RESNET, embed_dim=96, encoder_layers=0, num_queries=30),
+}
 _TEST = DeformableDetrConfig(
     (64, 64), num_classes=7, backbone=replace(RESNET["test_resnet"], norm="frozen", num_classes=0), levels=4,
     embed_dim=32, num_heads=4, num_points=2, encoder_layers=2, decoder_layers=2, hidden_dim=48, num_queries=9,

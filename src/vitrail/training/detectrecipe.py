@@ -156,11 +156,11 @@ def resolve_detect(recipe: DetectRecipe, facts: BoxFacts, device: torch.device) 
     _augmenting(settle, facts)
     _matching(settle, config, facts)
     detr = bool(config.background)
-    seen = 40_000 if side > 144 else 64_000
+    seen = 40_000 if side > 144 else 96_000
     basis = "DETR's, scaled to small sets" if detr else "tried on the built-in scenes"
     usual = Usual(
-        batch=min(16, max(4, facts.count // 10)), seen=seen, epochs=(12, 500), optimizer="adamw",
-        lr=3e-4 if detr else 1e-3, weight_decay=1e-4, basis=basis, longest=2.0,
+        batch=min(16, max(4, facts.count // 10)), seen=seen, epochs=(8, 500),
+        optimizer="adamw" if detr else "muon", lr=3e-4 if detr else 2e-3, weight_decay=1e-4, basis=basis, longest=2.0,
     )  # fmt: skip
     settle_running(settle, usual, facts.count)
     settle("data.workers", 0 if device.type == "cpu" and side <= 144 else 2, "small images are read fast")

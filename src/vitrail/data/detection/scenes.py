@@ -25,14 +25,14 @@ from .layout import BoxLayout, BoxPart
 from .sets import Annotations
 
 NAME = "scenes"
-COUNTS = {"train": 2000, "val": 250, "test": 500}
+COUNTS = {"train": 12000, "val": 250, "test": 500}
 MOST = 8  # digits in a scene
 SIDES = (96, 104, 112, 120, 128)
-SMALLEST, LARGEST = 14.0, 52.0  # pixels of a digit's cell
+SMALLEST, LARGEST = 16.0, 56.0  # pixels of a digit's cell
 INK = 0.3  # share from which on a pixel of a digit is ink: what the box goes around
 FAINTEST = 0.7  # how much of a pixel its faintest ink covers: an edge of a box is there to be seen
 SOFT = 0.3  # of a column of a digit: how wide its edge is
-OVERLAP = 0.25  # share of the smaller of two boxes that may be hidden
+OVERLAP = 0.1  # share of the smaller of two boxes that may be hidden
 TRIES = 12
 _SEEDS = {"train": 11, "val": 12, "test": 13}
 
