@@ -180,3 +180,14 @@ def test_a_network_with_masks_may_find_nothing():
     card = Card(name="test_detr_masks", input_size=(64, 64))
     found = Detector(model, card, device="cpu")(torch.rand(3, 50, 70))
     assert (found.boxes_xyxy.shape, found.masks.shape) == ((0, 4), (0, 50, 70))
+
+
+def test_a_file_of_one_size_brings_images_to_the_size_its_run_brings_them_to():
+    model = network("test_deformable_detr_small")
+    model.size = (96, 96)
+    own = Detector(model, Card(name="test", input_size=(96, 96)), device="cpu")
+    for size in ((120, 96), (50, 200), (96, 96), (10, 300)):
+        assert own.target(size) == fit_of((96, 96), model.config).target(size)
+        images, keep = own.inputs([torch.zeros(3, *size, dtype=torch.uint8)])
+        assert images.shape == (1, 3, 96, 96)
+        assert keep is None or int(keep.sum()) == own.target(size)[0] * own.target(size)[1]

@@ -249,6 +249,8 @@ def test_answers_come_in_pixels_of_the_users_image_best_first() -> None:
     assert queries.tolist() == [[1, 2, 2]]
     assert scores[0].tolist() == pytest.approx(torch.tensor([3.0, 2.0, 1.0]).sigmoid().tolist())
     assert boxes[0].tolist() == [[50, 25, 150, 75], [0, 50, 100, 100], [0, 50, 100, 100]]
+    alone = answers(found, torch.tensor([[100, 200]]), background=False, top=3, one_class=True)
+    assert (alone.labels.tolist()[0][:2], alone.queries.tolist()) == ([2, 4], [[1, 2, 0]])
 
 
 def test_a_second_answer_of_one_class_is_left_out_where_that_is_asked_for() -> None:

@@ -158,6 +158,8 @@ def _tinted(canvas: Image.Image, masks: NDArray[np.bool_], labels: NDArray[np.in
 class Detector:
     """Finds objects. Made by :func:`vitrail.load`; the model given is moved to the device, in eval mode.
 
+    Each query answers with its best class alone, where COCO's measure also counts its others.
+
     Attributes:
         model: the network, on ``device`` in the precision asked for.
         card: what the weights ask of their images.
@@ -259,8 +261,9 @@ class Detector:
         """(H, W) that an image of ``size`` is brought to."""
         if self.fixed is None:
             return self.fit.target(size)
-        factor = min(self.fixed[0] / size[0], self.fixed[1] / size[1])
-        return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+        factor, m = min(self.fixed[0] / size[0], self.fixed[1] / size[1]), self.fit.multiple
+        height, width = (max(m, m * round(side * factor / m)) for side in size)
+        return min(height, self.fixed[0]), min(width, self.fixed[1])
 
     def find(
         self, pixels: Sequence[Tensor]
@@ -287,7 +290,7 @@ class Detector:
         with torch.inference_mode():
             found: Detections = self.model(images, keep).float()
             told = torch.tensor(sizes, device=self.device)
-            given = answers(found, told, background=self.background, nms=self.nms)
+            given = answers(found, told, background=self.background, nms=self.nms, one_class=True)
         for row, size in enumerate(sizes):
             boxes, scores, labels, queries = (part[row] for part in given)
             chosen = (scores >= self.threshold) & (scores > 0)

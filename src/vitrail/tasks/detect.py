@@ -231,19 +231,28 @@ class Answers(NamedTuple):
     queries: Tensor
 
 
-def answers(found: Detections, sizes: Tensor, *, background: bool, top: int = TOP, nms: float | None = None) -> Answers:
+def answers(
+    found: Detections,
+    sizes: Tensor,
+    *,
+    background: bool,
+    top: int = TOP,
+    nms: float | None = None,
+    one_class: bool = False,
+) -> Answers:
     """Return the answers of the last layer, the surest first.
 
     Args:
         found: what the network said.
         sizes: (B, 2), height and width of each image in the user's pixels.
         background: as in :class:`Detect`: each query answers with its best class; else the best of all (query, class).
+        one_class: each query answers with its best class, also without a background.
         top: answers an image at most, k.
         nms: overlap from which on a second answer of one class gets the score 0, and goes to the end; None: none does.
     """
     logits, boxes = found.layer(-1)
-    if background:
-        scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+    if background or one_class:
+        scores, labels = (logits.softmax(-1)[..., :-1] if background else logits.sigmoid()).max(-1)
         scores, query = scores.topk(min(top, scores.shape[1]), dim=1)
         labels = labels.gather(1, query)
     else:
