@@ -133,6 +133,26 @@ def test_a_batch_is_padded_and_says_where() -> None:
     assert batch.count == 2
 
 
+def test_parts_of_a_batch_learn_how_many_objects_the_whole_has() -> None:
+    """What losses are divided by must not depend on how many processes share a batch."""
+    none = Annotations.of([], [])
+    made = [
+        Prepared(
+            torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64), torch.rand(n, 4), none, (4, 4)
+        )
+        for n in (1, 0, 5)
+    ]
+    collate = BoxCollate(5, NORMALIZE)
+    whole = collate([*made, None], torch.arange(4))
+    parts = [collate(made[:2], torch.arange(2)), collate([made[2], None], torch.arange(2))]
+    told: list[list[float]] = []
+    for part in parts:
+        part.joined(lambda values: told.append(values) or values)  # type: ignore[func-returns-value]
+    total = [sum(column) for column in zip(*told, strict=True)]
+    assert [part.joined(lambda _: total).objects_an_image for part in parts] == [whole.objects_an_image] * 2
+    assert [part.objects_an_image for part in parts] == [0.5, 5.0]
+
+
 @pytest.mark.parametrize("bad", [{"hflip": 2.0}, {"scales": (2.0, 1.0)}, {"crop_share": 0.0}])
 def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(UsageError):

@@ -104,7 +104,7 @@ class Loop:
                 waiting = time.monotonic()
                 for batch in self.batches.epoch(epoch, start=start):
                     self._data_seconds += time.monotonic() - waiting
-                    self._one_step(batch, self._agree(batch, stop))
+                    self._one_step(self._joined(batch), self._agree(batch, stop))
                     images = self._report(images)
                     self._finish_epoch(stop)
                     self._save_if_due(stop)
@@ -120,7 +120,7 @@ class Loop:
             while self.state.step < last:
                 epoch, start = divmod(self.state.step, self.per_epoch)
                 for batch in self.batches.epoch(epoch, start=start):
-                    self._one_step(batch, self._agree(batch, stop))
+                    self._one_step(self._joined(batch), self._agree(batch, stop))
                     if self.state.step == last or stop.asked is not None:
                         break
                 if stop.asked is not None:
@@ -136,6 +136,10 @@ class Loop:
             stop.asked = signal.SIGTERM  # another process was told
         self._told = bool(asked)
         return total
+
+    def _joined(self, batch: Any) -> Any:
+        """Tell a batch what the parts of all processes hold together, where its loss is divided by that."""
+        return batch if self.world.alone or not hasattr(batch, "joined") else batch.joined(self.world.sum)
 
     def _one_step(self, batch: Any, kept: int) -> None:
         state = self.state

@@ -5,7 +5,7 @@ B batch, M objects in the fullest image of the split, (H, W) the largest image o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,6 +45,11 @@ class DetectionBatch(SampleBatch):
     true_area: Tensor
     objects_an_image: float
     masks: Tensor | None = None
+
+    def joined(self, total: Callable[[list[float]], list[float]]) -> DetectionBatch:
+        """Return the batch as part of a larger one; ``total`` sums numbers over all of its parts."""
+        objects, images = total([self.objects_an_image * self.count, float(self.count)])
+        return replace(self, objects_an_image=objects / max(1.0, images))
 
     def without_inputs(self) -> DetectionBatch:
         """Return the batch without pixels, of which every process has others: what a result is compared with."""
