@@ -16,6 +16,7 @@ from vitrail.errors import ExportError, UsageError, WeightsError
 from vitrail.infer import export as export_module
 from vitrail.infer.bench import bench
 from vitrail.infer.export import export
+from vitrail.infer.restorer import load_restorer
 from vitrail.models import create_model
 from vitrail.weights import Card, save_folder
 
@@ -94,6 +95,24 @@ def test_a_file_that_gives_other_numbers_is_not_left_behind(folder_of, tmp_path,
     with pytest.raises(ExportError, match="gives other numbers than the network: logits at a batch of"):
         export(folder, tmp_path / "out" / "model.onnx")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_file_that_restores_takes_pictures_of_any_size_in_its_tiles(folder_of, tmp_path):
+    """Whole tiles come out as from the run; what is mirrored up to one may differ near its right and lower edge."""
+    folder = folder_of("test_swinir", tmp_path / "swinir")
+    file = export(folder, tmp_path / "swinir.onnx", img_size=(24, 24))
+    ours, theirs = load_restorer(folder, tile=24), vitrail.load(file.path)
+    side, scale = theirs.tiling().side, theirs.scale
+    for shape in [(24, 24), (30, 50), (7, 3)]:
+        picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        mine, its = ours(picture).image.astype(int), theirs(picture).image.astype(int)
+        assert its.shape == mine.shape == (scale * shape[0], scale * shape[1], 3)
+        whole = [scale * (n - n % side) for n in shape]
+        assert np.abs(its - mine)[: whole[0] // 2, : whole[1] // 2].max(initial=0) <= 1
+    with pytest.raises(UsageError, match="tile has no effect on a file exported for 24 x 24"):
+        load_restorer(file.path, tile=16)
+    with pytest.raises(UsageError, match="gives no gradients"):
+        theirs.with_gradients(torch.rand(1, 3, 24, 24))
 
 
 def test_what_cannot_be_exported_is_said(exported, tmp_path):

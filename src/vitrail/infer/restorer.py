@@ -22,10 +22,11 @@ from vitrail.errors import DataError, UsageError, require_known
 from vitrail.explain.draw import Tile, sheet
 from vitrail.metrics.images import Channel, psnr, ssim
 from vitrail.models import answers
-from vitrail.weights import load_folder, open_folder
+from vitrail.nn.upsample import reflect_to
 from vitrail.weights.cards import Card
 
 from .inputs import Images, Item, is_single, items_of
+from .network import open_network
 from .predictor import DTYPES, Precision, pick_device
 from .results import SCHEMA
 from .tile import LEVELS, Tiling, restore_tiled, tiling_for
@@ -147,6 +148,7 @@ class Restorer:
         card: where the weights come from.
         scale: how much larger pictures come out.
         tile: pixels of a tile's side; None: as large as the free memory holds, up to 512.
+        fixed: (H, W) of the tiles that an exported file takes, which smaller ones are mirrored up to; None of others.
         measure: border and channel that its figures are measured with.
     """
 
@@ -165,6 +167,10 @@ class Restorer:
         require_known([dtype], DTYPES, "dtype")
         self.device, self.dtype = pick_device(device), DTYPES[dtype]
         self.model, self.card, self.tile = model.to(self.device, self.dtype).eval(), card, tile
+        self.fixed: tuple[int, int] | None = getattr(model, "size", None)
+        if self.fixed is not None and tile is not None:
+            height, width = self.fixed
+            raise UsageError(f"tile has no effect on a file exported for {height} x {width}; mend: leave it out")
         self.scale: int = model.config.upscale
         self.channels: int = model.config.in_chans
         self.measure = measure or ((self.scale, "y") if self.scale > 1 else (0, "rgb"))
@@ -175,16 +181,21 @@ class Restorer:
 
     def tiling(self) -> Tiling:
         """Return how pictures are cut now: by the tile asked for, or by the memory that is free."""
-        return tiling_for(self.model.config, self.tile, bytes_each=self.dtype.itemsize)
+        side = self.tile if self.fixed is None else min(self.fixed)
+        return tiling_for(self.model.config, side, bytes_each=self.dtype.itemsize)
 
     def run(self, pictures: Tensor) -> Tensor:
         """Pictures (B, C, H, W) in 0..1 -> (B, C, s H, s W), not clamped, in the model's precision."""
+        height, width = pictures.shape[-2:]
+        given = pictures if self.fixed is None else reflect_to(pictures, self.fixed)
         with torch.inference_mode():
-            made: Tensor = self.model(pictures.to(self.device, self.dtype))
-        return made
+            made: Tensor = self.model(given.to(self.device, self.dtype))
+        return made[:, :, : self.scale * height, : self.scale * width]
 
     def with_gradients(self, pictures: Tensor) -> Tensor:
         """As :meth:`run` in float32, for whoever asks for gradients of it."""
+        if self.fixed is not None:
+            raise UsageError("an exported network gives no gradients; mend: explain the run it was exported from")
         made: Tensor = self.model(pictures.to(self.device, self.dtype))
         return made.float().cpu()
 
@@ -249,7 +260,7 @@ def load_restorer(
     batch_size: int = 32,
     tile: int | None = None,
 ) -> Restorer:
-    """Load a restorer: a run (its ``best/`` weights) or a folder of Vitrail.
+    """Load a restorer: a run (its ``best/`` weights), a folder of Vitrail, or an exported file.
 
     Args:
         source: see above; weights of the authors become a folder by ``vitrail convert``.
@@ -264,8 +275,7 @@ def load_restorer(
     """
     if img_size is not None:
         raise UsageError("img_size has no effect: pictures keep their size; mend: tile, or leave it out")
-    folder = open_folder(source)
-    model, card, _ = load_folder(source)
-    told = folder.extra.get("measure")
+    network = open_network(source)
+    told = network.extra.get("measure")
     measure = None if told is None else (int(told["border"]), told["channel"])
-    return Restorer(model, card, device=device, dtype=dtype, tile=tile, measure=measure)
+    return Restorer(network.model, network.card, device=device, dtype=dtype, tile=tile, measure=measure)

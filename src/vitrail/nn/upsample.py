@@ -18,13 +18,18 @@ WIDTH = 64
 
 
 def reflect_to_multiple(x: Tensor, side: int) -> Tensor:
-    """Fill (B, C, h, w) up at the right and bottom, mirrored without the edge, until ``side`` divides h and w.
+    """Fill (B, C, h, w) up at the right and bottom until ``side`` divides h and w; see :func:`reflect_to`."""
+    return reflect_to(x, (x.shape[2] + -x.shape[2] % side, x.shape[3] + -x.shape[3] % side))
+
+
+def reflect_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Fill (B, C, h, w) up at the right and bottom to ``size``, mirrored without the edge.
 
     Where the picture is too small to be mirrored once, it is mirrored back and forth: pixel i of the result is pixel
     ``p - |p - i mod 2p|`` with ``p = size - 1``, which is what one reflection gives as far as it reaches. A side of one
     pixel is repeated.
     """
-    below, right = -x.shape[2] % side, -x.shape[3] % side
+    below, right = size[0] - x.shape[2], size[1] - x.shape[3]
     if not below and not right:
         return x
     if below < x.shape[2] and right < x.shape[3]:
