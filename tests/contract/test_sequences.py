@@ -7,7 +7,7 @@ import torch
 
 from vitrail import models
 
-from .every import randomise
+from .every import randomise, test_fresh_models_of_one_name_differ_in_every_layer  # noqa: F401
 
 NAMES = sorted(name for name in models.text_variants() if name.startswith("test_"))
 B, S, T = 3, 7, 9
@@ -219,16 +219,6 @@ def test_bf16_is_near_float32(model, name):
             state, target = begun(model, name, given)
             steps = stepped(model, state, target).float()
             assert float((steps - exact).abs().max()) < 0.1 * float(exact.abs().max()) + 0.02
-
-
-def test_fresh_models_of_one_name_differ_in_every_layer(name):
-    """Layers are built one by one, never copied: no two weight matrices of one shape are the same."""
-    seen: dict[tuple[int, ...], list[torch.Tensor]] = {}
-    for parameter_name, parameter in models.create_model(name).named_parameters():
-        if parameter.ndim > 1 and parameter.any():
-            for other in seen.setdefault(tuple(parameter.shape), []):
-                assert not torch.equal(parameter, other), f"{parameter_name} is a copy of another layer"
-            seen[tuple(parameter.shape)].append(parameter)
 
 
 def test_another_vocabulary(name):
