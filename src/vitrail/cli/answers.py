@@ -86,8 +86,6 @@ class Answer(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def ok(self) -> bool: ...
-    @property
     def error(self) -> str | None: ...
 
 
@@ -132,12 +130,11 @@ def free_stem(name: str, taken: set[str]) -> str:
 
 
 def give_predictions(
-    answers: Sequence[Answer], predictions: list[dict[str, Any]], as_json: bool, **fields: object
+    broken: Sequence[Answer], predictions: list[dict[str, Any]], as_json: bool, **fields: object
 ) -> None:
-    """Give the result of `predict`; with images among them that could not be used, say so and leave with an error."""
-    broken = [answer for answer in answers if not answer.ok]
+    """Give the result of `predict`; with ``broken`` images, which could not be used, say so and leave with an error."""
     if broken:
-        words = f"{len(broken)} of {len(answers)} images could not be used, the first: {broken[0].name}"
+        words = f"{len(broken)} of {len(predictions)} images could not be used, the first: {broken[0].name}"
         error = DataError(f"{words}: {broken[0].error}")
         partial_result("predict", as_json, error, predictions=predictions, **fields)
     result("predict", as_json, predictions=predictions, **fields)

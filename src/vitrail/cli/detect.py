@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vitrail.data.detection.sets import DetectionSet
     from vitrail.infer.detector import DetectionResult, Detector
 
+Row = tuple[str, str, str, str]
 MOST_CLASSES = 30
 SAMPLES = 6  # held-out images that `explain` draws
 FIGURES = {
@@ -46,33 +48,36 @@ def predict(model: str, images: list[str], options: PredictOptions) -> None:
     out = options.out
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    found, taken = list["DetectionResult"](), set[str]()
+    rows, found, broken, taken = list[Row](), list[dict[str, Any]](), list["DetectionResult"](), set[str]()
+    coco: list[dict[str, Any]] = []
     pictures: list[Path] = []
-    for answer in detector.stream(images):
-        found.append(answer)
-        if out is not None and answer.ok:
+    for answer in detector.stream(images):  # its masks are not kept
+        rows += _rows(answer)
+        found.append(answer.to_json())
+        if not answer.ok:
+            broken.append(answer)
+        elif out is not None:
+            coco += results_to_coco([answer], detector.classes)
             pictures.append(out / f"{free_stem(answer.name, taken)}.png")
             answer.plot(pictures[-1])
-    _show(found)
+    table(("image", "object", "score", "left, top, right, bottom"), rows, right=("score",))
     files: dict[str, Any] = {}
     if out is not None:
-        results_to_coco(found, detector.classes, out / "detections.json")
+        (out / "detections.json").write_text(json.dumps(coco), encoding="utf-8")
         files = {"pictures": pictures, "coco": out / "detections.json"}
         say(f"wrote {len(pictures)} pictures and detections.json to {out.resolve()}")
-    give_predictions(found, [answer.to_json() for answer in found], options.as_json, **files)
+    give_predictions(broken, found, options.as_json, **files)
 
 
-def _show(found: list[DetectionResult]) -> None:
-    rows = []
-    for answer in found:
-        if not answer.ok:
-            rows.append((answer.name, "error", "", str(answer.error)))
-            continue
-        if not len(answer):
-            rows.append((answer.name, "nothing", "", ""))
-        for box, score, label in zip(answer.boxes_xyxy, answer.scores, answer.labels, strict=True):
-            rows.append((answer.name, answer.names[label], f"{score:.2f}", ", ".join(f"{v:.0f}" for v in box)))
-    table(("image", "object", "score", "left, top, right, bottom"), rows, right=("score",))
+def _rows(answer: DetectionResult) -> list[Row]:
+    if not answer.ok:
+        return [(answer.name, "error", "", str(answer.error))]
+    if not len(answer):
+        return [(answer.name, "nothing", "", "")]
+    return [
+        (answer.name, answer.names[label], f"{score:.2f}", ", ".join(f"{v:.0f}" for v in box))
+        for box, score, label in zip(answer.boxes_xyxy, answer.scores, answer.labels, strict=True)
+    ]
 
 
 def open_detector(

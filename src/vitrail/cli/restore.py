@@ -35,9 +35,8 @@ def predict(model: str, images: list[str], options: PredictOptions) -> None:
     folder = options.out or Path("restored")
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[list[str]] = []
-    found, answers, taken = list[dict[str, Any]](), list["RestorationResult"](), set[str]()
-    for answer in restorer.stream(images):
-        answers.append(answer)
+    found, broken, taken = list[dict[str, Any]](), list["RestorationResult"](), set[str]()
+    for answer in restorer.stream(images):  # its pictures are not kept
         told = answer.to_json()
         if answer.ok:
             told |= _write(answer, folder, taken)
@@ -45,9 +44,10 @@ def predict(model: str, images: list[str], options: PredictOptions) -> None:
             rows.append([answer.name, f"{width} x {height}", str(answer.tiles), told["file"]])
         else:
             rows.append([answer.name, "error", "", str(answer.error)])
+            broken.append(answer)
         found.append(told)
     table(["image", "size", "tiles", "file"], rows, right=["tiles"])
-    give_predictions(answers, found, options.as_json)
+    give_predictions(broken, found, options.as_json)
 
 
 def _write(answer: RestorationResult, folder: Path, taken: set[str]) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from .source import existing
 if TYPE_CHECKING:
     from vitrail.classes import ClassMap
     from vitrail.data.samples import Samples
+    from vitrail.infer.segmentation import SegmentationResult
     from vitrail.infer.segmenter import Segmenter
 
 MOST_CLASSES = 40
@@ -41,18 +44,26 @@ def predict(model: str, images: list[str], options: PredictOptions) -> None:
     segmenter = open_segmenter(model, device=options.device, batch=min(options.batch, 4), img_size=options.img_size)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    found, written, taken = [], list[dict[str, Any]](), set[str]()
-    for answer in segmenter.stream(images):
-        files = _save(answer, out, taken) if out is not None and answer.ok else {}
-        written.append({**answer.to_json(), **files})
-        found.append(answer)
+    rows, written, broken, taken = list[list[str]](), list[dict[str, Any]](), list["SegmentationResult"](), set[str]()
+
+    def told() -> Iterator[SegmentationResult]:
+        """Answer image after image; of each its files, row and JSON are kept, but no pixels."""
+        for answer in segmenter.stream(images):
+            files = _save(answer, out, taken) if out is not None and answer.ok else {}
+            written.append({**answer.to_json(), **files})
+            rows.extend(table_rows([answer], top=3)[1])
+            if not answer.ok:
+                broken.append(answer)
+            yield answer
+
     if options.csv is not None:
-        results_to_csv(found, options.csv)
-    heads, rows = table_rows(found, top=3)
-    table(heads, rows)
+        results_to_csv(told(), options.csv)
+    else:
+        deque(told(), maxlen=0)
+    table(table_rows([], top=3)[0], rows)
     if out is not None:
         say(f"\nmasks and pictures: {out.resolve()}")
-    give_predictions(found, written, options.as_json)
+    give_predictions(broken, written, options.as_json)
 
 
 def _save(answer: Any, out: Path, taken: set[str]) -> dict[str, str]:
