@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pairs import peers, transformers_peer
-from speed import Run, report
+from speed import Run, alternate, report
 from vitrail.models import build, config_of, configure
 from vitrail.weights import configs, load_weights
 
@@ -34,19 +34,6 @@ def pair(name: str, size: tuple[int, int], layers: int | None) -> tuple[nn.Modul
     ours = build(config).eval()
     load_weights(ours, theirs.state_dict())
     return ours, theirs
-
-
-def alternate(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Return the processor seconds of each run in each round; runs take turns, and the order turns round too."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for i in range(rounds):
-        for name in list(runs)[:: 1 if i % 2 else -1]:
-            start = time.process_time()
-            runs[name]()
-            times[name].append(time.process_time() - start)
-    return times
 
 
 @torch.inference_mode()
@@ -64,7 +51,7 @@ def inference(name: str, ours: nn.Module, theirs: nn.Module, images: Tensor, rou
         "Vitrail": lambda: ours(images),
         "transformers, float32": lambda: theirs(pixel_values=images),
     }
-    report(f"`{name}`, {tuple(images.shape)}, float32", alternate(runs, rounds), "Vitrail")
+    report(f"`{name}`, {tuple(images.shape)}, float32", alternate(runs, rounds, time.process_time), "Vitrail")
 
 
 def our_step(model: nn.Module, dtype: torch.dtype, images: Tensor) -> Run:
@@ -108,7 +95,7 @@ def train(name: str, ours: nn.Module, theirs: nn.Module, images: Tensor, rounds:
         "Vitrail, float32": our_step(ours, torch.float32, images),
         "transformers, float32": their_step(theirs, images),
     }
-    times = alternate(runs, rounds)
+    times = alternate(runs, rounds, time.process_time)
     shape = tuple(images.shape)
     report(f"`{name}`, {shape}, step in bf16", times, "Vitrail, bf16")
     del times["Vitrail, bf16"]

@@ -17,13 +17,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
 from pairs import Peer, peers, peers_of
+from speed import Run, alternate
 from vitrail.data.masks import MaskBatch
 from vitrail.models import build, config_of, configure
 from vitrail.nn.dense import resize_map
@@ -31,22 +31,8 @@ from vitrail.tasks.segment import Segment
 from vitrail.training.optim import Masters
 from vitrail.weights import load_weights
 
-Run = Callable[[], object]
 MODELS = ("upernet_swin_tiny", "segformer_b0")
 CLASSES = 150
-
-
-def alternate(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Return the processor seconds of each run in each round; the order turns round."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for i in range(rounds):
-        for name in list(runs)[:: 1 if i % 2 else -1]:
-            start = time.process_time()
-            runs[name]()
-            times[name].append(time.process_time() - start)
-    return times
 
 
 def report(what: str, times: dict[str, list[float]], ours: str, others: list[str]) -> None:
@@ -78,7 +64,7 @@ def inference(name: str, peer: Peer, batch: int, side: int, rounds: int) -> None
         "transformers": lambda: peer.run(images),
     }
     what = f"`{name}`, inference, {side} x {side}, batch {batch}"
-    report(what, alternate(runs, rounds), "Vitrail", ["transformers"])
+    report(what, alternate(runs, rounds, time.process_time), "Vitrail", ["transformers"])
 
 
 def train(name: str, peer: Peer, batch: int, side: int, rounds: int) -> None:
@@ -92,7 +78,7 @@ def train(name: str, peer: Peer, batch: int, side: int, rounds: int) -> None:
         float32: our_step(peer, torch.float32, images, masks),
         theirs: their_step(peer, images, masks),
     }
-    times = alternate(runs, rounds)
+    times = alternate(runs, rounds, time.process_time)
     what = f"`{name}`, training step, {side} x {side}, batch {batch}"
     report(what, times, float32, [theirs])
     report(what, times, bf16, [theirs, float32])
