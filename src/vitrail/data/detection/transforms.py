@@ -50,8 +50,8 @@ class Drawn:
 class Fit:
     """Resize, the ratio kept, so that the shorter side is ``shorter`` unless the longer one would pass ``longer``.
 
-    Sides are then brought to the next ``multiple``. Networks that read several maps know how much of each is padding in
-    whole cells only: a side that fills no whole cells would put a box a few pixels off.
+    Sides are then brought to the nearest ``multiple``. Networks that read several maps know how much of each is padding
+    in whole cells only: a side that fills no whole cells would put a box a few pixels off.
     """
 
     shorter: int
